@@ -1,0 +1,1 @@
+"""The demo model: a tiny 1.0 family trained on procedural clips, its training, evaluation and weights."""

@@ -1,0 +1,160 @@
+"""Training data of the demo model: random scenes, their pixels, captions and latents."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..models.movq import MoVQ
+from ..sampling.schedule import make_schedule_v10
+from ..tokenizer import Tokenizer
+from .scenes import (
+    ATTRIBUTES,
+    KEYFRAMES,
+    MEDIUM_FRAMES,
+    Scene,
+    all_scenes,
+    frame_times,
+    is_held_out,
+    paraphrase,
+    render,
+    reversed_scene,
+    sample_layout,
+)
+
+TRAINING_SCENES = tuple(scene for scene in all_scenes() if not is_held_out(scene))
+HELD_OUT_SCENES = tuple(scene for scene in all_scenes() if is_held_out(scene))
+
+CAPTION_DROPOUT = 0.12
+KEYFRAME_DROPOUT = 0.1
+MAX_NOISE_LEVEL = 250
+# Most clips are drawn at the releases' 50 steps; the rest make other step counts usable.
+STEP_COUNTS = (50, 50, 50, 50, 50, 20, 25, 30, 40, 100)
+SKIP_FRAMES = (3, 1)
+
+
+@dataclass(frozen=True)
+class LatentClips:
+    """Clips as latents: ``latents [clips, F, 4, h, w]`` in float16 and what each clip shows."""
+
+    latents: Tensor
+    scenes: tuple[Scene, ...]
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """Draw one training scene; held-out combinations never appear."""
+    return TRAINING_SCENES[rng.integers(len(TRAINING_SCENES))]
+
+
+def draw_clip(rng: np.random.Generator, scene: Scene, times: Tensor) -> Tensor:
+    """Draw a clip of ``scene`` at ``times`` (``[F]`` in 0..1): ``[F, 3, 64, 64]`` in -1..1."""
+    return render(scene, sample_layout(scene, rng), times) * 2 - 1
+
+
+def draw_frames(rng: np.random.Generator, batch: int) -> tuple[Tensor]:
+    """Draw single frames of ``batch`` random clips: ``[batch, 3, 64, 64]`` in -1..1."""
+    times = torch.from_numpy(rng.random((batch, 1))).float()
+    return (torch.cat([draw_clip(rng, draw_scene(rng), times[i]) for i in range(batch)]),)
+
+
+def window_times(rng: np.random.Generator, skip_frames: int) -> Tensor:
+    """Return 17 times at the spacing of an interpolation pass: the whole clip, or a quarter of it."""
+    if skip_frames == max(SKIP_FRAMES):
+        return frame_times(MEDIUM_FRAMES)
+    return frame_times(MEDIUM_FRAMES) / 4 + rng.integers(49) / 64
+
+
+def draw_windows(rng: np.random.Generator, batch: int, frames: int = KEYFRAMES) -> tuple[Tensor]:
+    """Draw clips of ``frames`` neighbouring frames at random spacing: ``[batch, frames, 3, 64, 64]`` in -1..1."""
+    clips = []
+    for _ in range(batch):
+        times = window_times(rng, SKIP_FRAMES[rng.integers(2)])
+        start = rng.integers(len(times) - frames + 1)
+        clips.append(draw_clip(rng, draw_scene(rng), times[start : start + frames]))
+    return (torch.stack(clips),)
+
+
+@torch.inference_mode()
+def encode_clips(movq: MoVQ, seed: int, count: int, skip_frames: int | None) -> LatentClips:
+    """Encode ``count`` clips: keyframes of whole clips, or with ``skip_frames`` 17 frames of that pass."""
+    latents, scenes = [], []
+    for i in tqdm(range(count), desc="latents", mininterval=5):
+        rng = np.random.default_rng([seed, i])
+        scene = draw_scene(rng)
+        times = frame_times(KEYFRAMES) if skip_frames is None else window_times(rng, skip_frames)
+        latents.append(movq.encode(draw_clip(rng, scene, times)).half())
+        scenes.append(scene)
+    return LatentClips(torch.stack(latents), tuple(scenes))
+
+
+def tokenize(tokenizer: Tokenizer, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """Tokenize captions: ids and mask ``[B, L]``, L one more than the longest."""
+    rows = [tokenizer.encode(caption).ids[0] for caption in captions]
+    length = max(map(len, rows)) + 1
+    ids, mask = (torch.zeros(len(rows), length, dtype=torch.long) for _ in range(2))
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def draw_captions(rng: np.random.Generator, batch: int, tokenizer: Tokenizer) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw canonical captions with their attributes: ids, mask ``[B, L]`` and class numbers ``[B, 5]``."""
+    scenes = [draw_scene(rng) for _ in range(batch)]
+    labels = [[words.index(getattr(scene, name)) for name, words in ATTRIBUTES.items()] for scene in scenes]
+    return *tokenize(tokenizer, [scene.caption() for scene in scenes]), torch.tensor(labels)
+
+
+@lru_cache(maxsize=8)
+def _levels(steps: int) -> tuple[Tensor, Tensor]:
+    schedule = make_schedule_v10(steps)
+    return schedule.timesteps, schedule.signal.square()
+
+
+def draw_noise_levels(rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
+    """Draw a timestep and its cumulative alpha per clip, spread evenly over the batch: ``[B]`` each."""
+    places = rng.permutation(batch) + rng.random(batch)
+    timesteps, bars = [], []
+    for place in places / batch:
+        told, levels = _levels(STEP_COUNTS[rng.integers(len(STEP_COUNTS))])
+        step = int(place * len(told))
+        timesteps.append(told[step])
+        bars.append(levels[step])
+    return torch.stack(timesteps), torch.stack(bars)
+
+
+def _normal(rng: np.random.Generator, like: Tensor) -> Tensor:
+    return torch.from_numpy(rng.standard_normal(tuple(like.shape), dtype=np.float32))
+
+
+def draw_keyframes(rng: np.random.Generator, batch: int, clips: LatentClips,
+                   tokenizer: Tokenizer) -> tuple[Tensor, ...]:
+    """Draw a batch for ``KeyframeNoise``; half of the clips run backwards under the reversed caption."""
+    picks = rng.integers(len(clips.scenes), size=batch)
+    backwards = rng.random(batch) < 0.5
+    latents = clips.latents[torch.from_numpy(picks)].float()
+    latents = torch.where(torch.from_numpy(backwards)[:, None, None, None, None], latents.flip(1), latents)
+    scenes = [clips.scenes[pick] for pick in picks]
+    scenes = [reversed_scene(s) if flip else s for s, flip in zip(scenes, backwards, strict=True)]
+    ids, mask = tokenize(tokenizer, [paraphrase(scene, rng) for scene in scenes])
+    keep = torch.from_numpy(rng.random(batch) >= CAPTION_DROPOUT)
+    return latents, _normal(rng, latents), ids, mask, keep, *draw_noise_levels(rng, batch)
+
+
+def draw_gaps(rng: np.random.Generator, batch: int, clips: dict[int, LatentClips]) -> tuple[Tensor, ...]:
+    """Draw a batch for ``GapVelocity``: both passes mixed, keyframes perturbed or dropped as in the paper."""
+    skips = [SKIP_FRAMES[rng.integers(2)] for _ in range(batch)]
+    rows = [clips[skip].latents[rng.integers(len(clips[skip].scenes))].float() for skip in skips]
+    windows = torch.stack([row.flip(0) if rng.random() < 0.5 else row for row in rows])  # [B, 17, 4, h, w]
+    keyframes = windows[:, ::4]
+    inner = torch.stack([windows[:, i::4][:, : keyframes.shape[1] - 1] for i in (1, 2, 3)], dim=2).flatten(2, 3)
+    level = np.where(rng.random(batch) < 0.4, 0, rng.integers(MAX_NOISE_LEVEL + 1, size=batch))
+    bars = _levels(1000)[1].flip(0)[torch.from_numpy(np.maximum(level - 1, 0))]
+    bars = torch.where(torch.from_numpy(level) > 0, bars, 1.0)[:, None, None, None, None]
+    perturbed = bars.sqrt() * keyframes + (1 - bars).sqrt() * _normal(rng, keyframes)
+    keep = torch.from_numpy((rng.random(batch) >= KEYFRAME_DROPOUT).astype(np.float32))
+    return (perturbed, inner, _normal(rng, inner), keep, torch.tensor(skips), torch.from_numpy(level),
+            *draw_noise_levels(rng, batch))

@@ -1,0 +1,50 @@
+"""Weights before training: the paper's choices where it names them, ours where a tiny net needs others."""
+
+import torch
+from torch import nn
+
+from ..models.blocks import ConditionalGroupNorm
+from ..models.movq import ResnetBlock
+from ..models.temporal_blocks import MergingConvBlockV10, TemporalResNetBlock, TemporalSelfAttention
+from ..models.text_encoder import RMSNorm, SelfAttention
+
+MERGE_START = 0.5
+
+
+@torch.no_grad()
+def initialise(network: nn.Module) -> nn.Module:
+    """Set the start values of every block that torch's own defaults do not suit, and return the network."""
+    for module in network.modules():
+        if isinstance(module, ConditionalGroupNorm):
+            nn.init.zeros_(module.context_mlp[1].weight)
+            nn.init.zeros_(module.context_mlp[1].bias)
+        elif isinstance(module, TemporalResNetBlock):
+            last = module.temporal_resnet_blocks[-1][-1]
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        elif isinstance(module, TemporalSelfAttention):
+            nn.init.zeros_(module.output_layer.weight)
+        elif isinstance(module, MergingConvBlockV10):
+            _start_as_identity(module.temporal_projection, module.temporal_merge)
+        elif isinstance(module, ResnetBlock) and module.is_temporal:
+            _start_as_identity(module.temporal_projection1, module.temporal_merge1)
+            _start_as_identity(module.temporal_projection2, module.temporal_merge2)
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, SelfAttention):
+            # T5 has no 1/sqrt(d) in its attention; the start values of the queries stand in for it.
+            config = module.config
+            nn.init.normal_(module.q.weight, std=(config.d_model * config.d_kv) ** -0.5)
+    return network
+
+
+def _start_as_identity(conv: nn.Module, merge: nn.Parameter) -> None:
+    """Let a temporal convolution start by copying its frame.
+
+    The paper starts it at zero with a merge of zero, which learns slowly at first because each of the two
+    multiplies the other's gradient; a copy merged by half leaves the network's output just as unchanged.
+    """
+    nn.init.dirac_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    merge.fill_(MERGE_START)
+

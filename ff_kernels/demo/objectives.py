@@ -1,0 +1,143 @@
+"""What each stage of the demo model is trained for: modules whose forward turns a batch into a loss."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..models.interpolation_unet import InterpolationUNet
+from ..models.keyframe_unet import KeyframeUNet, keyframe_positions
+from ..models.movq import MoVQ
+from ..models.text_encoder import TextEncoder, TextProjection, project_context
+
+LATENT_NOISE = 0.02
+# Errors of the predicted noise weigh as errors of v = eps / sqrt(a) would, up to this factor: without it the
+# noisiest steps, which decide what moves where, hardly count.
+MAX_WEIGHT = 20.0
+
+
+class Reconstruction(nn.Module):
+    """Frames through MoVQ and back: L1, L1 of the image gradients, and latents kept near -1..1.
+
+    The 1.0 sampler clips its estimate at the larger of 1 and the 98 % quantile, so latents beyond that range
+    could not be drawn. A little noise on the latents teaches the decoder to forgive the sampler's errors.
+    """
+
+    def __init__(self, movq: MoVQ) -> None:
+        super().__init__()
+        self.movq = movq
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the loss of ``pixels`` ``[N, 3, H, W]`` in -1..1."""
+        dtype = self.movq.quant_conv.weight.dtype
+        latents = self.movq.encode(pixels.to(dtype, memory_format=torch.channels_last)).float()
+        noisy = latents + LATENT_NOISE * torch.randn_like(latents)
+        out = self.movq.decode(noisy.to(dtype), frames=1).float()
+        spread = (latents.std() - 0.5).square() + F.relu(latents.abs() - 1).square().mean()
+        return F.l1_loss(out, pixels) + gradient_loss(out, pixels) + 0.1 * spread
+
+
+class VideoReconstruction(nn.Module):
+    """Latents of a clip to its frames, for the video decoder over a frozen encoder (paper section 4.4)."""
+
+    def __init__(self, movq: MoVQ) -> None:
+        super().__init__()
+        self.movq = movq
+        for part in (movq.encoder, movq.quant_conv):
+            part.requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the loss of ``pixels`` ``[B, T, 3, H, W]`` in -1..1."""
+        dtype = self.movq.quant_conv.weight.dtype
+        frames = pixels.flatten(0, 1)
+        with torch.no_grad():
+            latents = self.movq.encode(frames.to(dtype, memory_format=torch.channels_last)).float()
+        noisy = latents + LATENT_NOISE * torch.randn_like(latents)
+        out = self.movq.decode(noisy.to(dtype), frames=pixels.shape[1]).float()
+        return F.l1_loss(out, frames) + gradient_loss(out, frames)
+
+
+class CaptionReading(nn.Module):
+    """Captions to the five attributes, read from the mean of the projected context.
+
+    A minute of this before the joint training gives the U-Net a context that already tells captions apart.
+    """
+
+    def __init__(self, encoder: TextEncoder, projection: TextProjection, classes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.text = nn.ModuleDict({"encoder": encoder, "projection": projection})
+        self.heads = nn.ModuleList(nn.Linear(projection[0].out_features, count) for count in classes)
+
+    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Return the summed cross-entropy of ``labels`` ``[B, attributes]``."""
+        context, _ = project_context(self.text["encoder"](ids, mask), mask, self.text["projection"])
+        pooled = context.mean(dim=1)
+        return sum(F.cross_entropy(head(pooled), labels[:, i]) for i, head in enumerate(self.heads))
+
+
+class KeyframeNoise(nn.Module):
+    """Keyframes and caption to the noise in them; trains text encoder, projection, null embedding and U-Net."""
+
+    def __init__(self, encoder: TextEncoder, projection: TextProjection, unet: KeyframeUNet) -> None:
+        super().__init__()
+        self.text = nn.ModuleDict({"encoder": encoder, "projection": projection})
+        self.null_embedding = nn.Parameter(torch.zeros(unet.config.context_dim))
+        self.unet = unet
+
+    def context(self, ids: Tensor, mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode captions; where ``keep`` is 0 the null embedding takes the caption's place."""
+        hidden = self.text["encoder"](ids, mask)
+        context, mask = project_context(hidden, mask, self.text["projection"])
+        null = torch.zeros_like(context)
+        null[:, 0] = self.null_embedding
+        null_mask = torch.zeros_like(mask)
+        null_mask[:, 0] = 1
+        return torch.where(keep[:, None, None], context, null), torch.where(keep[:, None], mask, null_mask)
+
+    def forward(self, latents: Tensor, noise: Tensor, ids: Tensor, mask: Tensor, keep: Tensor, timesteps: Tensor,
+                alpha_bar: Tensor) -> Tensor:
+        """Return the weighted error of the noise predicted for ``latents`` ``[B, T, 4, h, w]``."""
+        dtype = self.null_embedding.dtype
+        B, T = latents.shape[:2]
+        context, mask = self.context(ids, mask, keep)
+        conditions = self.unet.prepare(
+            context, mask, timesteps[None], positions=keyframe_positions("1.0", T), num_frames=T
+        )
+        bar = alpha_bar[:, None, None, None, None]
+        x = bar.sqrt() * latents + (1 - bar).sqrt() * noise
+        x = x.flatten(0, 1).to(dtype, memory_format=torch.channels_last)
+        out = self.unet(x, conditions).float().unflatten(0, (B, T))
+        error = (out - noise).square().mean(dim=(1, 2, 3, 4))
+        return (error * (1 / alpha_bar).clamp(max=MAX_WEIGHT)).mean()
+
+
+class GapVelocity(nn.Module):
+    """Noisy gap frames between two keyframes to v = sqrt(a) eps - sqrt(1 - a) x0 (paper section 4.3)."""
+
+    def __init__(self, unet: InterpolationUNet) -> None:
+        super().__init__()
+        self.unet = unet
+        self.null_embedding = nn.Parameter(torch.zeros(unet.config.context_dim))
+
+    def forward(self, keyframes: Tensor, inner: Tensor, noise: Tensor, keep: Tensor, skip_frames: Tensor,
+                noise_level: Tensor, timesteps: Tensor, alpha_bar: Tensor) -> Tensor:
+        """Return the error of v for ``inner`` ``[B, G, 12, h, w]`` between ``keyframes`` ``[B, G + 1, 4, h, w]``."""
+        dtype = self.null_embedding.dtype
+        B, G = inner.shape[:2]
+        # Release 1.0: two tokens of context, the null embedding and a zero (paper.md, 5.1).
+        context = torch.stack([self.null_embedding, torch.zeros_like(self.null_embedding)]).expand(B, 2, -1)
+        mask = torch.tensor([[1, 0]]).expand(B, 2)
+        conditions = self.unet.prepare(
+            context, mask, timesteps[None], num_gaps=G, skip_frames=skip_frames, noise_level=noise_level
+        )
+        bar = alpha_bar[:, None, None, None, None]
+        noisy = bar.sqrt() * inner + (1 - bar).sqrt() * noise
+        ends = keyframes * keep[:, None, None, None, None]
+        x = torch.cat([ends[:, :-1], noisy, ends[:, 1:]], dim=2)
+        x = x.flatten(0, 1).to(dtype, memory_format=torch.channels_last)
+        out = self.unet(x, conditions).float().unflatten(0, (B, G))
+        return F.mse_loss(out, bar.sqrt() * noise - (1 - bar).sqrt() * inner)
+
+
+def gradient_loss(a: Tensor, b: Tensor) -> Tensor:
+    """Return the L1 distance of horizontal and vertical differences of ``[N, C, H, W]`` pictures."""
+    return F.l1_loss(a.diff(dim=-1), b.diff(dim=-1)) + F.l1_loss(a.diff(dim=-2), b.diff(dim=-2))

@@ -1,0 +1,33 @@
+"""Sizes of the demo networks and how long each stage trains; the shipped weights come from these numbers."""
+
+from dataclasses import replace
+
+from ..models.configs import MoVQConfig, TextConfig, UNetConfig
+from .training import Fit
+
+CONTEXT_DIM = 64
+VOCABULARY = 160
+
+TEXT = TextConfig(vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
+MOVQ = MoVQConfig(ch=32, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(), resolution=64, groups=8)
+VIDEO_MOVQ = replace(MOVQ, temporal=True, temporal_kernel_size=(3, 1, 1), temporal_attention_block=True)
+KEYFRAMES = UNetConfig(
+    "1.0", "keyframe", 4, 4, model_channels=32, init_channels=32, time_embed_dim=128, context_dim=CONTEXT_DIM,
+    groups=8, head_dim=16, dim_mult=(1, 3), num_blocks=(2, 2), add_cross_attention=(False, True),
+    add_self_attention=(False, True), num_frames=5,
+)  # fmt: skip
+INTERPOLATION = replace(
+    KEYFRAMES, stage="interpolation", num_channels=20, out_channels=12, time_embed_dim=96, dim_mult=(1, 2),
+    num_frames=None,
+)  # fmt: skip
+
+# Clips whose latents are worked out once and kept.
+KEYFRAME_CLIPS = 5000
+GAP_CLIPS = 2000
+
+MOVQ_FIT = Fit(steps=1300, batch=16, learning_rate=2e-3)
+DECODER_FIT = Fit(steps=900, batch=16, learning_rate=1e-3)
+VIDEO_MOVQ_FIT = Fit(steps=500, batch=4, learning_rate=1e-3)
+TEXT_FIT = Fit(steps=1000, batch=64, learning_rate=2e-3)
+KEYFRAME_FIT = Fit(steps=8000, batch=8, learning_rate=1e-3, slow="text.")
+INTERPOLATION_FIT = Fit(steps=3000, batch=8, learning_rate=1e-3)

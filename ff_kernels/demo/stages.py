@@ -1,0 +1,162 @@
+"""The training stages of the demo model, each from the files of the earlier ones to one file of its own."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import sentencepiece
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..frames_io import atomic_path
+from ..models.interpolation_unet import InterpolationUNet
+from ..models.keyframe_unet import KeyframeUNet
+from ..models.movq import MoVQ
+from ..models.text_encoder import TextEncoder, TextProjection
+from ..tokenizer import Tokenizer
+from . import batches, objectives, recipe
+from .initial import initialise
+from .scenes import ATTRIBUTES, caption_corpus
+from .training import Fit, train
+
+CORPUS_CAPTIONS = 20_000
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where stages read and write, and how they compute.
+
+    Attributes:
+        folder: one ``<stage>.safetensors`` per finished stage, ``state/`` with what resumes an unfinished one.
+        device: where to train.
+        dtype: float32, or bfloat16 where that is faster.
+        share: factor on every stage's steps; the shipped weights have 1.
+    """
+
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+    share: float = 1.0
+
+    def result(self, stage: str) -> Path:
+        """File of a finished stage."""
+        return self.folder / f"{stage}.safetensors"
+
+    def train(self, stage: str, objective: nn.Module, draw: Callable[..., tuple[Tensor, ...]], fit: Fit) -> None:
+        """Train one stage to its end and keep all weights of the objective, the averaged ones where trained."""
+        torch.manual_seed(0)
+        fit = replace(fit, steps=max(1, round(fit.steps * self.share)))
+        averages = train(objective, draw, fit, self.folder / "state" / f"{stage}.pt", device=self.device,
+                         dtype=self.dtype)
+        weights = {k: averages.get(k, v.detach().cpu()) for k, v in objective.state_dict().items()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.result(stage)) as path:
+            save_file({k: v.clone().contiguous() for k, v in drop_aliases(weights).items()}, path)
+
+    def load(self, stage: str, objective: nn.Module) -> None:
+        """Load the weights of a finished stage into an objective of the same kind."""
+        objective.load_state_dict(load_file(self.result(stage)), strict=False)
+
+    def clips(self, name: str, encode: Callable[[], batches.LatentClips]) -> batches.LatentClips:
+        """Return cached latents, encoding them the first time."""
+        path = self.folder / "state" / f"latents_{name}.pt"
+        if path.exists():
+            stored = torch.load(path, weights_only=True)
+            scenes = tuple(batches.Scene(*words) for words in stored["scenes"])
+            return batches.LatentClips(stored["latents"], scenes)
+        clips = encode()
+        words = [[getattr(scene, name) for name in ATTRIBUTES] for scene in clips.scenes]
+        with atomic_path(path) as temporary:
+            torch.save({"latents": clips.latents, "scenes": words}, temporary)
+        return clips
+
+
+def drop_aliases(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the second name of the tied token embedding, which safetensors would refuse."""
+    return {k: v for k, v in weights.items() if not k.endswith("encoder.embed_tokens.weight")}
+
+
+def train_tokenizer() -> bytes:
+    """Train the SentencePiece model of the demo captions; whole words become pieces because they repeat."""
+    content = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(caption_corpus(0, CORPUS_CAPTIONS)), model_writer=content, model_type="unigram",
+        vocab_size=recipe.VOCABULARY, hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        character_coverage=1.0, minloglevel=2,
+    )  # fmt: skip
+    return content.getvalue()
+
+
+def tokenizer(shop: Workshop) -> Tokenizer:
+    """Return the trained tokenizer, training it the first time."""
+    path = shop.folder / "spiece.model"
+    if not path.exists():
+        shop.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(train_tokenizer())
+    return Tokenizer(path)
+
+
+def text_parts() -> tuple[TextEncoder, TextProjection]:
+    """Return an untrained text encoder and projection."""
+    encoder = initialise(TextEncoder(recipe.TEXT))
+    return encoder, TextProjection(recipe.TEXT.d_model, recipe.CONTEXT_DIM)
+
+
+def trained_movq(shop: Workshop) -> MoVQ:
+    """Return the image MoVQ with the weights of its stage, ready to encode."""
+    objective = objectives.Reconstruction(MoVQ(recipe.MOVQ))
+    shop.load("movq", objective)
+    return objective.movq.eval()
+
+
+def run_movq(shop: Workshop) -> None:
+    """Train the image autoencoder on single frames."""
+    shop.train("movq", objectives.Reconstruction(MoVQ(recipe.MOVQ)), batches.draw_frames, recipe.MOVQ_FIT)
+
+
+def run_video_movq(shop: Workshop) -> None:
+    """Train the video decoder over the frozen encoder, starting as the image decoder."""
+    objective = objectives.VideoReconstruction(initialise(MoVQ(recipe.VIDEO_MOVQ)))
+    shop.load("movq", objective)
+    shop.train("video_movq", objective, batches.draw_windows, recipe.VIDEO_MOVQ_FIT)
+
+
+def run_text(shop: Workshop) -> None:
+    """Teach the text encoder to tell captions apart before the U-Net depends on it."""
+    objective = objectives.CaptionReading(*text_parts(), tuple(map(len, ATTRIBUTES.values())))
+    draw = partial(batches.draw_captions, tokenizer=tokenizer(shop))
+    shop.train("text", objective, draw, recipe.TEXT_FIT)
+
+
+def run_keyframes(shop: Workshop) -> None:
+    """Train text encoder, projection, null embedding and keyframe U-Net together."""
+    movq = trained_movq(shop)
+    clips = shop.clips("keyframes", lambda: batches.encode_clips(movq, 1, recipe.KEYFRAME_CLIPS, None))
+    objective = objectives.KeyframeNoise(*text_parts(), initialise(KeyframeUNet(recipe.KEYFRAMES)))
+    shop.load("text", objective)
+    draw = partial(batches.draw_keyframes, clips=clips, tokenizer=tokenizer(shop))
+    shop.train("keyframes", objective, draw, recipe.KEYFRAME_FIT)
+
+
+def run_interpolation(shop: Workshop) -> None:
+    """Train the interpolation U-Net on both passes mixed."""
+    movq = trained_movq(shop)
+    clips = {
+        skip: shop.clips(f"skip_{skip}", partial(batches.encode_clips, movq, 2 + skip, recipe.GAP_CLIPS // 2, skip))
+        for skip in batches.SKIP_FRAMES
+    }
+    objective = objectives.GapVelocity(initialise(InterpolationUNet(recipe.INTERPOLATION)))
+    shop.train("interpolation", objective, partial(batches.draw_gaps, clips=clips), recipe.INTERPOLATION_FIT)
+
+
+STAGES: dict[str, Callable[[Workshop], None]] = {
+    "movq": run_movq,
+    "video_movq": run_video_movq,
+    "text": run_text,
+    "keyframes": run_keyframes,
+    "interpolation": run_interpolation,
+}

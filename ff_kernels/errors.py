@@ -1,0 +1,21 @@
+"""Errors of the engine: one sentence that names the thing, what was expected, what was found and what to do."""
+
+
+class FusionFramesError(Exception):
+    """Base of all errors raised on purpose; the command line prints it as one line and exits with status 2."""
+
+
+class InputError(FusionFramesError, ValueError):
+    """A value that a user gave is outside what the model or the file format allows."""
+
+
+class ShapeError(FusionFramesError, ValueError):
+    """A tensor does not have the shape that a public function documents."""
+
+
+class CheckpointError(FusionFramesError, ValueError):
+    """A weights file is damaged, of another kind than asked for, or does not fit its configuration."""
+
+
+class OutputError(FusionFramesError, OSError):
+    """A result could not be written; nothing half-written is left behind."""

@@ -1,0 +1,175 @@
+"""Spatial blocks of the U-Nets: conditional norm, residual block, attention block (paper.md, section 3)."""
+
+from torch import Tensor, nn
+
+from ..ops import attend, group_norm_mod
+from .conditions import Rows, Step
+from .configs import UNetConfig
+from .layers import Layers
+
+
+class ConditionalGroupNorm(nn.Module):
+    """Group norm without own gain, modulated by a row that ``context_mlp`` makes of the time vector.
+
+    The row is made in ``UNet.prepare`` and looked up here by ``slot``; ``rows`` names the vector it comes from.
+    """
+
+    def __init__(self, layers: Layers, config: UNetConfig, channels: int, rows: Rows = "time") -> None:
+        super().__init__()
+        self.groups, self.rows, self.slot = config.groups, rows, -1
+        self.context_mlp = nn.Sequential(nn.SiLU(), layers.linear(config.time_embed_dim, 2 * channels))
+
+    def forward(self, x: Tensor, step: Step, activate: bool = False) -> Tensor:
+        """Normalise ``[N, C, H, W]``."""
+        modulation = step.conditions.modulation(self.slot, self.rows, step.index)
+        return group_norm_mod(x, modulation, self.groups, activate=activate)
+
+
+class ConvBlock(nn.Module):
+    """Norm, SiLU, optional doubling, convolution, optional mixing over time, optional halving."""
+
+    def __init__(self, layers: Layers, config: UNetConfig, channels: tuple[int, int], kernel: int,
+                 resample: str | None) -> None:
+        super().__init__()
+        inputs, outputs = channels
+        self.group_norm = ConditionalGroupNorm(layers, config, inputs)
+        self.up_sample = layers.double(inputs) if resample == "up" else nn.Identity()
+        self.projection = layers.conv(inputs, outputs, kernel)
+        self.down_sample = layers.halve(outputs) if resample == "down" else nn.Identity()
+
+    def mix_time(self, x: Tensor, step: Step) -> Tensor:
+        """Mix the samples of a clip; a purely spatial block leaves them alone."""
+        return x
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """Map ``[N, C, H, W]`` to ``[N, C', H', W']``."""
+        x = self.projection(self.up_sample(self.group_norm(x, step, activate=True)))
+        return self.down_sample(self.mix_time(x, step))
+
+
+class ResNetBlock(nn.Module):
+    """Bottleneck of four convolutions (kernels 1, 3, 3, 1) with a shortcut; resamples once if asked to."""
+
+    def __init__(self, layers: Layers, config: UNetConfig, channels: tuple[int, int], resample: str | None = None,
+                 conv_block: type[ConvBlock] = ConvBlock) -> None:
+        super().__init__()
+        inputs, outputs = channels
+        hidden = max(inputs, outputs) // config.compression_ratio
+        # Doubling happens before the second convolution, halving after the third.
+        places = {"up": 1, "down": 2}
+        widths = ((inputs, hidden), (hidden, hidden), (hidden, hidden), (hidden, outputs))
+        self.resnet_blocks = nn.ModuleList(
+            conv_block(layers, config, width, kernel, resample if places.get(resample) == i else None)
+            for i, (width, kernel) in enumerate(zip(widths, (1, 3, 3, 1), strict=True))
+        )
+        self.shortcut_up_sample = layers.double(inputs) if resample == "up" else nn.Identity()
+        self.shortcut_projection = layers.conv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.shortcut_down_sample = layers.halve(outputs) if resample == "down" else nn.Identity()
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """Map ``[N, C, H, W]`` to ``[N, C', H', W']``."""
+        out = x
+        for block in self.resnet_blocks:
+            out = block(out, step)
+        return self.shortcut_down_sample(self.shortcut_projection(self.shortcut_up_sample(x))) + out
+
+
+class Attention(nn.Module):
+    """Projections of an attention; keys and values of a text come from ``prepare``."""
+
+    def __init__(self, layers: Layers, config: UNetConfig, inputs: int, channels: int, context_dim: int) -> None:
+        super().__init__()
+        self.heads = channels // config.head_dim
+        self.to_query = layers.linear(inputs, channels, bias=False)
+        self.to_key = layers.linear(context_dim, channels, bias=False)
+        self.to_value = layers.linear(context_dim, channels, bias=False)
+        self.output_layer = layers.linear(channels, channels, bias=False)
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend from ``x`` ``[B, P, D]`` to ``key`` and ``value`` ``[B, L, C]``: ``[B, P, C]``."""
+        return self.output_layer(attend(self.to_query(x), key, value, self.heads, mask))
+
+
+class AttentionPooling(nn.Module):
+    """One vector per row from the text: attention whose query is the mean token."""
+
+    def __init__(self, layers: Layers, config: UNetConfig) -> None:
+        super().__init__()
+        self.attention = Attention(layers, config, config.context_dim, config.time_embed_dim, config.context_dim)
+
+    def forward(self, context: Tensor, lengths: Tensor | None, valid: Tensor, mask: Tensor | None) -> Tensor:
+        """Pool ``context`` ``[R, L, D]``, of which ``valid`` ``[R, L', D]`` may be attended to: ``[R, E]``."""
+        # Both releases: the mean runs over all tokens passed in, one zero token after the prompt included.
+        query = context.mean(dim=1, keepdim=True)
+        if lengths is not None:
+            query = query * (context.shape[1] / lengths.to(query))[:, None, None]
+        key, value = self.attention.to_key(valid), self.attention.to_value(valid)
+        return self.attention(query, key, value, mask).squeeze(1)
+
+
+def feed_forward(layers: Layers, config: UNetConfig, channels: int) -> nn.Sequential:
+    """Return the two 1x1 convolutions with SiLU between them that end every attention block."""
+    hidden = config.expansion_ratio * channels
+    return nn.Sequential(
+        layers.conv(channels, hidden, 1, bias=False), nn.SiLU(), layers.conv(hidden, channels, 1, bias=False)
+    )
+
+
+class AttentionBlock(nn.Module):
+    """Attention over the positions of a frame (or from them to the text) and a feed-forward, each residual."""
+
+    def __init__(self, layers: Layers, config: UNetConfig, channels: int, context_dim: int | None = None) -> None:
+        super().__init__()
+        self.is_cross, self.slot = context_dim is not None, -1
+        self.in_norm = ConditionalGroupNorm(layers, config, channels)
+        self.attention = Attention(layers, config, channels, channels, context_dim or channels)
+        self.out_norm = ConditionalGroupNorm(layers, config, channels)
+        self.feed_forward = feed_forward(layers, config, channels)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """Map ``[N, C, H, W]`` to the same shape."""
+        tokens = to_tokens(self.in_norm(x, step))  # [N, P, C]
+        if self.is_cross:
+            conditions = step.conditions
+            key, value = conditions.keys_values[self.slot]
+            rows = key.shape[0]
+            # All frames of a row share its text: one long query per row instead of one text per frame.
+            out = self.attention(tokens.reshape(rows, -1, tokens.shape[2]), key, value, conditions.key_mask)
+        else:
+            out = self.attention(tokens, self.attention.to_key(tokens), self.attention.to_value(tokens))
+        x = x + to_maps(out.reshape(tokens.shape), x)
+        return x + self.feed_forward(self.out_norm(x, step))
+
+
+class OutLayer(nn.Sequential):
+    """Affine group norm, SiLU and the last 3x3 convolution."""
+
+    def __init__(self, layers: Layers, config: UNetConfig) -> None:
+        super().__init__(
+            layers.group_norm(config.groups, config.init_channels),
+            nn.SiLU(),
+            layers.conv(config.init_channels, config.out_channels),
+        )
+
+
+class Embedding(nn.Sequential):
+    """Two linear layers with SiLU over a sinusoid; index 0 is the sinusoid, which has no weights."""
+
+    def __init__(self, layers: Layers, config: UNetConfig) -> None:
+        super().__init__(
+            nn.Identity(),
+            layers.linear(config.init_channels, config.time_embed_dim),
+            nn.SiLU(),
+            layers.linear(config.time_embed_dim, config.time_embed_dim),
+        )
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """View ``[N, C, H, W]`` as ``[N, H * W, C]``; no copy for channels-last activations."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_maps(tokens: Tensor, like: Tensor) -> Tensor:
+    """View ``[N, H * W, C]`` as ``[N, C, H, W]`` with the sides of ``like``."""
+    return tokens.transpose(1, 2).unflatten(2, like.shape[-2:])
+

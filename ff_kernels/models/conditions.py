@@ -1,0 +1,90 @@
+"""What a U-Net is told besides its latents, worked out once per run by ``prepare`` and read at every step.
+
+N samples are R rows of ``frames_per_row`` neighbouring samples each: a row is one prompt in one guidance branch
+(kernels.md, E6 to E8). Temporal layers see the N samples as clips of ``num_frames`` samples.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Rows = Literal["time", "position", "both"]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Tables of one run.
+
+    Attributes:
+        modulations: per norm, ``[S or 1, rows, 2C]`` scale and shift; S steps. Rows are R for a norm told the
+            time, the positions for one told the frame position, N for one told both; empty where unused.
+        keys_values: per cross-attention, keys and values ``[R, L, C]`` of the text.
+        key_mask: ``[R, L]`` booleans, or None where every row uses all L tokens.
+        samples: N.
+        num_frames: samples of one clip (keyframes) or gaps of one clip (interpolation).
+        is_temporal: False in the image mode of release 1.1, where temporal blocks are skipped.
+        merge: None, or ``[N]`` factors of 0 or 1 on every temporal merge (release 1.1 interpolation).
+    """
+
+    modulations: tuple[Tensor | None, ...]
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
+    key_mask: Tensor | None
+    samples: int
+    num_frames: int
+    is_temporal: bool = True
+    merge: Tensor | None = None
+
+    def modulation(self, slot: int, rows: Rows, step: int) -> Tensor:
+        """Return ``[N, 2C]`` of the norm in ``slot`` at ``step``."""
+        table = self.modulations[slot]
+        table = table[min(step, table.shape[0] - 1)]
+        share = self.samples // table.shape[0]
+        return table.repeat(share, 1) if rows == "position" else table.repeat_interleave(share, 0)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run: the tables and which of their rows to read."""
+
+    conditions: Conditions
+    index: int
+
+
+def cut_context(context: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Drop the tokens that no row may attend to.
+
+    Masked keys have weight zero, so leaving them out is exact. A row without any valid token attends to all of
+    its tokens alike, which is what a softmax over equal scores gives in the releases.
+
+    Args:
+        context: ``[R, L, D]``.
+        mask: ``[R, L]``, non-zero where a token is valid.
+
+    Returns:
+        ``[R, L', D]`` and ``[R, L']`` booleans, or None if every remaining token of every row is valid.
+    """
+    mask = mask.bool()
+    mask = mask | ~mask.any(dim=1, keepdim=True)
+    length = int(mask.any(dim=0).nonzero().max()) + 1
+    context, mask = context[:, :length], mask[:, :length]
+    return context, None if bool(mask.all()) else mask
+
+
+def combine_rows(time: Tensor, position: Tensor, frames_per_row: int) -> Tensor:
+    """Add time vectors ``[S, R, E]`` and position vectors ``[P, E]`` for every sample: ``[S, N, E]``."""
+    time = time.repeat_interleave(frames_per_row, dim=1)
+    return time + position.repeat(time.shape[1] // position.shape[0], 1)
+
+
+def sinusoid(values: Tensor, width: int) -> Tensor:
+    """Embed scalars: ``[...]`` to ``[..., width]`` float32, sines first, then cosines.
+
+    Source: releases 1.0 and 1.1, class SinusoidalPosEmb (frequency divisor ``width / 2 - 1``).
+    """
+    half = width // 2
+    step = torch.log(torch.tensor(10000.0)).item() / (half - 1)
+    frequencies = torch.exp(torch.arange(half, device=values.device) * -step)
+    angles = values[..., None].float() * frequencies
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)

@@ -1,0 +1,137 @@
+"""Sizes of the networks as frozen dataclasses, and the presets of the two releases."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Self
+
+from ..errors import InputError
+
+FAMILIES = ("1.0", "1.1")
+
+
+class _FromDict:
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from a mapping; lists become tuples, keys that are not fields are ignored."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class UNetConfig(_FromDict):
+    """Sizes of a U-Net; the defaults are those of the releases (paper.md, section 3).
+
+    Attributes:
+        family: "1.0" or "1.1".
+        stage: "keyframe" or "interpolation".
+        num_frames: keyframes the network was trained on (15 in 1.0, 12 in 1.1); other counts run as well.
+    """
+
+    family: str
+    stage: str
+    num_channels: int
+    out_channels: int
+    model_channels: int = 384
+    init_channels: int = 192
+    time_embed_dim: int = 1536
+    context_dim: int = 4096
+    groups: int = 32
+    head_dim: int = 64
+    expansion_ratio: int = 4
+    compression_ratio: int = 2
+    dim_mult: tuple[int, ...] = (1, 2, 4, 8)
+    num_blocks: tuple[int, ...] = (3, 3, 3, 3)
+    add_cross_attention: tuple[bool, ...] = (False, True, True, True)
+    add_self_attention: tuple[bool, ...] = (False, True, True, True)
+    num_frames: int | None = None
+    noise_augmentation: bool = False
+    motion_score: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what no block could be built from."""
+        if self.family not in FAMILIES or self.stage not in ("keyframe", "interpolation"):
+            raise InputError(
+                f"a U-Net is of family 1.0 or 1.1 and stage keyframe or interpolation, got {self.family!r} and "
+                f"{self.stage!r}: correct the configuration"
+            )
+        if self.init_channels is None:
+            object.__setattr__(self, "init_channels", self.model_channels)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of one latent frame: 4 in both releases."""
+        return self.out_channels if self.stage == "keyframe" else self.out_channels // 3
+
+    @property
+    def side_multiple(self) -> int:
+        """Latent height and width must be multiples of this."""
+        return 2 ** (len(self.dim_mult) - 1)
+
+
+@dataclass(frozen=True)
+class MoVQConfig(_FromDict):
+    """Sizes and temporal parts of a MoVQ autoencoder; defaults are the released image MoVQ.
+
+    The temporal flags give every row of the paper's table 3 (paper.md, section 1.8).
+
+    Attributes:
+        temporal: convolution over time after each convolution of the decoder's ResNet blocks.
+        temporal_kernel_size: (3, 1, 1) or (3, 3, 3).
+        temporal_attention_block: attention over time after each spatial attention.
+        temporal_blocks: own ResNet blocks over time.
+        build_3D_decoder: 3x3x3 instead of 3x3 convolutions in the decoder's ResNet blocks.
+    """
+
+    ch: int = 256
+    ch_mult: tuple[int, ...] = (1, 2, 2, 4)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = (32,)
+    resolution: int = 256
+    z_channels: int = 4
+    in_channels: int = 3
+    out_ch: int = 3
+    double_z: bool = False
+    groups: int = 32
+    temporal: bool = False
+    temporal_mid_blocks: bool = True
+    temporal_kernel_size: tuple[int, int, int] = (3, 3, 3)
+    temporal_attention_block: bool = False
+    temporal_blocks: bool = False
+    build_3D_decoder: bool = False  # noqa: N815 (the releases' own name)
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent position along a side."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the decoder looks at more than one frame."""
+        return self.temporal or self.temporal_attention_block or self.temporal_blocks or self.build_3D_decoder
+
+
+@dataclass(frozen=True)
+class TextConfig(_FromDict):
+    """Sizes of a T5 encoder with gated SiLU; defaults are Flan-UL2 (paper.md, section 2.6)."""
+
+    vocab_size: int = 32128
+    d_model: int = 4096
+    d_kv: int = 256
+    d_ff: int = 16384
+    num_layers: int = 32
+    num_heads: int = 16
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+
+
+KEYFRAME_V10 = UNetConfig("1.0", "keyframe", 4, 4, num_frames=15)
+KEYFRAME_V11 = UNetConfig("1.1", "keyframe", 9, 4, num_frames=12, noise_augmentation=True, motion_score=True)
+INTERPOLATION_V10 = UNetConfig("1.0", "interpolation", 20, 12)
+INTERPOLATION_V11 = UNetConfig("1.1", "interpolation", 20, 12)
+MOVQ = MoVQConfig()
+VIDEO_MOVQ = replace(MOVQ, temporal=True, temporal_attention_block=True)
+FLAN_UL2 = TextConfig()

@@ -1,0 +1,117 @@
+"""The first U-Net: noisy keyframes to noise, release 1.0 from text and 1.1 from text and a first frame."""
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import Embedding
+from .conditions import Conditions, Step, combine_rows, cut_context
+from .layers import Layers
+from .temporal_blocks import TemporalAttentionBlock, TemporalResNetBlock
+from .unet import BlockSet, UNet, expand_rows
+
+
+class KeyframeBlocks(BlockSet):
+    """Spatial blocks of Kandinsky 3.0 with temporal blocks between them (Conv1dAttn1dBlocks)."""
+
+    def temporal_residual(self, channels: int) -> nn.Module:
+        """Residual block over the keyframes."""
+        # Release 1.1 tells these norms time and position, release 1.0 the time only (golden v1*_keyframe_unet).
+        rows = "time" if self.config.family == "1.0" else "both"
+        return TemporalResNetBlock(self.layers, self.config, channels, rows)
+
+    def temporal_attention(self, channels: int) -> nn.Module:
+        """Attention block over the keyframes."""
+        return TemporalAttentionBlock(self.layers, self.config, channels)
+
+
+class KeyframeUNet(UNet):
+    """Keyframe U-Net of release 1.0 (4 input channels) or 1.1 (noisy 4, first frame 4, mask 1)."""
+
+    block_set = KeyframeBlocks
+
+    def _add_embeddings(self, layers: Layers) -> None:
+        config = self.config
+        self.to_temporal_embed = Embedding(layers, config)
+        if config.family == "1.1":
+            self.image_in_layer = layers.conv(config.num_channels, config.init_channels)
+        if config.noise_augmentation:
+            self.temporal_noise_aug_time_encoding = Embedding(layers, config)
+        if config.motion_score:
+            self.temporal_motion_score_encoding = Embedding(layers, config)
+
+    def prepare(
+        self,
+        context: Tensor,
+        context_mask: Tensor,
+        timesteps: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        positions: Tensor | None,
+        num_frames: int = 1,
+        frames_per_row: int | None = None,
+        noise_level: Tensor | float | None = None,
+        motion_score: Tensor | float | None = None,
+    ) -> Conditions:
+        """Work out all that depends on prompt, timestep and guidance branch, for every step of a run.
+
+        Args:
+            context: ``[R, L, D]`` projected text of each row, in the dtype to compute in.
+            context_mask: ``[R, L]``, non-zero where a token is valid.
+            timesteps: ``[S]`` integers told to the network, or ``[S, R]``.
+            lengths: ``[R]`` tokens that count in the pooling mean; default L. Rows of several prompts are padded,
+                so that each needs its own.
+            positions: ``[P]`` frame positions, P = ``num_frames`` or N (0, 12, .. 168 in release 1.0; 0 .. 11 in
+                1.1); None for the image mode of 1.1, in which every sample is a picture of its own.
+            num_frames: keyframes per clip.
+            frames_per_row: samples that share a row; default ``num_frames``. N is R times this.
+            noise_level: 1.1: diffusion steps of noise on the first frame, one number or ``[R]``.
+            motion_score: 1.1: 1 (still) .. 100, one number or ``[R]``.
+
+        Source: paper section 4.1; release 1.0 and 1.1, golden ``v10_keyframe_unet``, ``v11_keyframe_unet``.
+        """
+        rows = context.shape[0]
+        per_row = (num_frames if positions is not None else 1) if frames_per_row is None else frames_per_row
+        valid, mask = cut_context(context, context_mask)
+        time = self._time_vectors(timesteps, context) + self.feature_pooling(context, lengths, valid, mask)  # [S, R, E]
+        vectors = {"time": time}
+        if positions is not None:
+            position = self._embed(self.to_temporal_embed, positions, context)  # [P, E]
+            extra = self._first_frame_vectors(noise_level, motion_score, rows, context)
+            if extra is not None:
+                position = position.repeat(rows * per_row // position.shape[0], 1)
+                position = position + extra.repeat_interleave(per_row, 0)
+            vectors["position"] = position[None]
+            if self.config.family == "1.1":
+                vectors["both"] = combine_rows(time, position, per_row)
+        return self._tables(valid, mask, vectors, samples=rows * per_row, num_frames=num_frames,
+                            is_temporal=positions is not None)
+
+    def _first_frame_vectors(self, noise_level: Tensor | float | None, motion_score: Tensor | float | None,
+                             rows: int, like: Tensor) -> Tensor | None:
+        total = None
+        for name, values in (("temporal_noise_aug_time_encoding", noise_level),
+                             ("temporal_motion_score_encoding", motion_score)):
+            values = expand_rows(values, rows, like.device)
+            if values is not None and hasattr(self, name):
+                vector = self._embed(getattr(self, name), values, like)
+                total = vector if total is None else total + vector
+        return total
+
+    def forward(self, x: Tensor, conditions: Conditions, step: int = 0) -> Tensor:
+        """Predict the noise; see ``UNet.forward``."""
+        self._check(x, conditions)
+        # Release 1.1 picks the image layer when a batch holds at most two samples; told by the conditions
+        # instead, one branch of a short clip run alone still gets the video layer (paper.md, 5.3).
+        is_image = not conditions.is_temporal and hasattr(self, "image_in_layer")
+        x = self.image_in_layer(x) if is_image else self.in_layer(x)
+        return self._run_levels(x, Step(conditions, step))
+
+
+def keyframe_positions(family: str, num_frames: int) -> Tensor:
+    """Return ``[num_frames]`` positions told to the network: 0, 12, .. in release 1.0; 0, 1, .. in 1.1.
+
+    Source: release 1.0 spreads 180 time units over the frames (15 frames: every 12); release 1.1 counts.
+    """
+    if family == "1.1":
+        return torch.arange(num_frames)
+    return torch.arange(num_frames) * (180 // num_frames)

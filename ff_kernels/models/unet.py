@@ -1,0 +1,217 @@
+"""The skeleton that all four U-Nets share: levels down and up, embeddings, and the tables of ``prepare``."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ShapeError
+from .blocks import AttentionBlock, AttentionPooling, ConditionalGroupNorm, Embedding, OutLayer, ResNetBlock
+from .conditions import Conditions, Step, sinusoid
+from .configs import UNetConfig
+from .layers import Layers
+
+
+class BlockSet:
+    """The blocks of one level kind; the keyframe and interpolation U-Nets differ only here."""
+
+    is_time_last = False
+
+    def __init__(self, layers: Layers, config: UNetConfig) -> None:
+        self.layers, self.config = layers, config
+
+    def residual(self, inputs: int, outputs: int, resample: str | None = None) -> nn.Module:
+        """Spatial residual block."""
+        return ResNetBlock(self.layers, self.config, (inputs, outputs), resample)
+
+    def temporal_residual(self, channels: int) -> nn.Module:
+        """Residual block over time, or an identity."""
+        return nn.Identity()
+
+    def temporal_attention(self, channels: int) -> nn.Module:
+        """Attention block over time, or an identity."""
+        return nn.Identity()
+
+
+class _Level(nn.Module):
+    def _add_attention(self, blocks: BlockSet, channels: int, self_attention: bool) -> None:
+        self.is_time_last = blocks.is_time_last
+        self.self_attention_block = nn.Identity()
+        self.temporal_attention_block = nn.Identity()
+        if self_attention:
+            self.self_attention_block = AttentionBlock(blocks.layers, blocks.config, channels)
+            self.temporal_attention_block = blocks.temporal_attention(channels)
+
+
+def _unit(blocks: BlockSet, residuals: tuple[nn.Module, nn.Module], width: int, temporal: int,
+          context: bool) -> nn.ModuleList:
+    """Two residual blocks around a text attention; the list order is that of the releases' state dict."""
+    text = AttentionBlock(blocks.layers, blocks.config, width, blocks.config.context_dim) if context else nn.Identity()
+    times = (blocks.temporal_residual(temporal), blocks.temporal_residual(temporal))
+    return nn.ModuleList([residuals[0], text, residuals[1], *times])
+
+
+class DownLevel(_Level):
+    """Self and temporal attention on the input width, then units; the last one halves the sides."""
+
+    def __init__(self, blocks: BlockSet, widths: tuple[int, int], units: int, context: bool, attention: bool,
+                 halve: bool) -> None:
+        super().__init__()
+        inputs, outputs = widths
+        self._add_attention(blocks, inputs, attention)
+        self.resnet_attn_blocks = nn.ModuleList()
+        for i in range(units):
+            resample = "down" if halve and i == units - 1 else None
+            pair = (blocks.residual(inputs, outputs), blocks.residual(outputs, outputs, resample))
+            self.resnet_attn_blocks.append(_unit(blocks, pair, outputs, outputs, context))
+            inputs = outputs
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """Map ``[N, C, H, W]`` to ``[N, C', H', W']``."""
+        x = _run(self.self_attention_block, x, step)
+        x = _run(self.temporal_attention_block, x, step)
+        for first, text, second, first_time, second_time in self.resnet_attn_blocks:
+            for block in (first, first_time, text, second, second_time):
+                x = _run(block, x, step)
+        return x
+
+
+class UpLevel(_Level):
+    """Units, the first of which doubles the sides, then temporal and self attention on the output width."""
+
+    def __init__(self, blocks: BlockSet, widths: tuple[int, int, int], units: int, context: bool, attention: bool,
+                 double: bool) -> None:
+        super().__init__()
+        width, skip, outputs = widths
+        self.resnet_attn_blocks = nn.ModuleList()
+        for i in range(units):
+            inputs = width + skip if i == 0 else width
+            outputs_here = outputs if i == units - 1 else width
+            resample = "up" if double and i == 0 else None
+            pair = (blocks.residual(inputs, inputs, resample), blocks.residual(inputs, outputs_here))
+            self.resnet_attn_blocks.append(_unit(blocks, pair, inputs, inputs, context))
+        self._add_attention(blocks, outputs, attention)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """Map ``[N, C, H, W]`` to ``[N, C', H', W']``."""
+        for first, text, second, first_time, second_time in self.resnet_attn_blocks:
+            for block in (first_time, first, text, second_time, second):
+                x = _run(block, x, step)
+        ends = (self.temporal_attention_block, self.self_attention_block)
+        for block in reversed(ends) if self.is_time_last else ends:
+            x = _run(block, x, step)
+        return x
+
+
+class UNet(nn.Module):
+    """Base of the four U-Nets; see ``KeyframeUNet`` and ``InterpolationUNet``.
+
+    Args:
+        config: sizes, family and stage.
+        operations: namespace of weighted layers, ``torch.nn`` or a host's own.
+        device: where the weights are made, "meta" included.
+        dtype: dtype of the weights.
+    """
+
+    block_set: type[BlockSet]
+
+    def __init__(self, config: UNetConfig, *, operations: Any = nn, device: Any = None,
+                 dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.config = config
+        layers = Layers(operations, device, dtype)
+        self.to_time_embed = Embedding(layers, config)
+        self.feature_pooling = AttentionPooling(layers, config)
+        self._add_embeddings(layers)
+        self.in_layer = layers.conv(config.num_channels, config.init_channels)
+        self._add_levels(self.block_set(layers, config))
+        self.out_layer = OutLayer(layers, config)
+        self._number_slots()
+
+    def _add_embeddings(self, layers: Layers) -> None:
+        raise NotImplementedError
+
+    def _add_levels(self, blocks: BlockSet) -> None:
+        config = self.config
+        widths = [config.init_channels, *(config.model_channels * mult for mult in config.dim_mult)]
+        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        options = list(zip(config.num_blocks, config.add_cross_attention, config.add_self_attention, strict=True))
+        last = len(pairs) - 1
+        self.down_samples = nn.ModuleList(
+            DownLevel(blocks, pair, *options[i], halve=i != last) for i, pair in enumerate(pairs)
+        )
+        self.up_samples = nn.ModuleList(
+            UpLevel(blocks, (pairs[i][1], pairs[i][1] if i != last else 0, pairs[i][0]), *options[i], double=i != last)
+            for i in reversed(range(len(pairs)))
+        )
+
+    def _number_slots(self) -> None:
+        self._norms = [m for m in self.modules() if isinstance(m, ConditionalGroupNorm)]
+        self._texts = [m for m in self.modules() if isinstance(m, AttentionBlock) and m.is_cross]
+        for modules in (self._norms, self._texts):
+            for slot, module in enumerate(modules):
+                module.slot = slot
+
+    def _embed(self, embedding: nn.Module, values: Tensor, like: Tensor) -> Tensor:
+        return embedding(sinusoid(values.to(like.device), self.config.init_channels).to(like.dtype))
+
+    def _tables(self, context: Tensor, mask: Tensor | None, vectors: dict[str, Tensor], **shape: Any) -> Conditions:
+        """Run every modulation and text projection once, on the vectors of each kind of row."""
+        modulations = tuple(
+            norm.context_mlp(vectors[norm.rows]) if norm.rows in vectors else None for norm in self._norms
+        )
+        keys_values = tuple((t.attention.to_key(context), t.attention.to_value(context)) for t in self._texts)
+        return Conditions(modulations, keys_values, mask, **shape)
+
+    def _time_vectors(self, timesteps: Tensor, context: Tensor) -> Tensor:
+        """Embed ``[S]`` or ``[S, R]`` timesteps: ``[S, 1 or R, E]``."""
+        times = timesteps if timesteps.ndim == 2 else timesteps[:, None]
+        return self._embed(self.to_time_embed, times, context)
+
+    def _check(self, x: Tensor, conditions: Conditions) -> None:
+        config, multiple = self.config, self.config.side_multiple
+        fits = x.ndim == 4 and x.shape[0] == conditions.samples and x.shape[1] == config.num_channels
+        if not fits or x.shape[2] % multiple or x.shape[3] % multiple:
+            raise ShapeError(
+                f"the {config.family} {config.stage} U-Net expected [{conditions.samples}, {config.num_channels}, h, w] "
+                f"with h and w multiples of {multiple}, got {list(x.shape)}: check frames, channels and size"
+            )
+
+    def _run_levels(self, x: Tensor, step: Step) -> Tensor:
+        skips = []
+        for level in self.down_samples:
+            x = level(x, step)
+            skips.append(x)
+        skips.pop()
+        for i, level in enumerate(self.up_samples):
+            x = level(torch.cat([x, skips.pop()], dim=1) if i else x, step)
+        return self.out_layer(x)
+
+    def forward(self, x: Tensor, conditions: Conditions, step: int = 0) -> Tensor:
+        """Predict eps or v.
+
+        Args:
+            x: ``[N, num_channels, h, w]``, h and w multiples of ``config.side_multiple``.
+            conditions: what ``prepare`` returned for N samples.
+            step: which of the prepared timesteps this is.
+
+        Returns:
+            ``[N, out_channels, h, w]``.
+
+        Raises:
+            ShapeError: if x does not fit the network or the prepared conditions.
+        """
+        self._check(x, conditions)
+        return self._run_levels(self.in_layer(x), Step(conditions, step))
+
+
+def _run(block: nn.Module, x: Tensor, step: Step) -> Tensor:
+    return x if isinstance(block, nn.Identity) else block(x, step)
+
+
+def expand_rows(values: Tensor | float | None, rows: int, device: torch.device) -> Tensor | None:
+    """Turn a number or ``[1]`` or ``[rows]`` values into ``[rows]`` on ``device``; None stays None."""
+    if values is None:
+        return None
+    values = torch.as_tensor(values, device=device).reshape(-1)
+    return values.expand(rows) if values.shape[0] == 1 else values

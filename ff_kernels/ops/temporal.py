@@ -1,0 +1,30 @@
+"""Convolution along time as a 2-D convolution over the ``[T, H*W]`` picture of a clip."""
+
+from functools import lru_cache
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@lru_cache(maxsize=16)
+def temporal_conv_class(operations: Any) -> type:
+    """Return a layer class whose weights are those of ``operations.Conv3d`` with a ``(k, 1, 1)`` kernel.
+
+    Only ``_conv_forward`` is replaced, so a host that casts or moves the weights in its own ``forward`` keeps
+    doing so. The 2-D form is exact, needs no copy for channels-last activations and is several times faster
+    than ``conv3d`` on a CPU (kernels.md, E3).
+
+    Args:
+        operations: namespace with a ``Conv3d`` layer, ``torch.nn`` or the host's own.
+
+    Returns:
+        A class built as ``cls(in_channels, out_channels, (k, 1, 1), padding=(k // 2, 0, 0), ...)`` and called
+        as ``layer(x)`` with ``x`` of shape ``[B, C, T, P]``; the result has the same shape.
+    """
+
+    class TemporalConv(operations.Conv3d):
+        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **kw: Any) -> Tensor:
+            return F.conv2d(input, weight.squeeze(-1), bias, padding=(self.padding[0], 0))
+
+    return TemporalConv

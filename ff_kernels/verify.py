@@ -1,0 +1,323 @@
+"""Run reference cases (numbers of the authors' code) through the engine and report every tensor's error.
+
+A case is ``NAME.json`` (configuration, seeds, tapes) beside ``NAME.safetensors`` (inputs and expected outputs);
+weights and noise are functions of key, shape and seed, so that nothing large has to be stored.
+"""
+
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .errors import InputError
+from .models.configs import MoVQConfig, TextConfig, UNetConfig
+from .models.interpolation_unet import InterpolationUNet
+from .models.keyframe_unet import KeyframeUNet
+from .models.movq import MoVQ
+from .models.text_encoder import TextEncoder, TextProjection, project_context
+from .sampling.schedule import make_schedule_v11, posterior_tables_v10
+from .stages import (
+    SKIP_FRAMES,
+    Run,
+    Text,
+    decode,
+    interpolate,
+    sample_keyframes_v10,
+    sample_keyframes_v11,
+    sample_picture_v11,
+)
+
+FORWARD_LIMIT = 1e-5
+TABLE_LIMIT = 1e-6
+PIPELINE_LIMITS = {"1.0": 2e-3, "1.1": 2e-2}
+_MERGES = ("temporal_merge", "time_embed_merge", "skip_merge", "time_embed_context_merge")
+
+Outputs = dict[str, tuple[Tensor, float]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One compared tensor: relative L2 error ``||out - expected|| / ||expected||`` against its limit."""
+
+    case: str
+    tensor: str
+    error: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is finite and within the limit."""
+        return self.error <= self.limit
+
+
+class TapeNoise:
+    """Noise of a case: draw n of a kind is a function of the kind, n and the tape's seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.count = seed, 0
+
+    def _stream(self, kind: str) -> np.random.RandomState:
+        name = f"{kind}.{self.count}"
+        self.count += 1
+        return np.random.RandomState((zlib.crc32(name.encode()) + self.seed) % 2**32)
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        """Return the next standard normal tensor."""
+        return torch.from_numpy(self._stream("randn").standard_normal(tuple(shape)).astype(np.float32))
+
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        """Return the next uniform 0..1 tensor."""
+        return torch.from_numpy(self._stream("rand").random_sample(tuple(shape)).astype(np.float32))
+
+
+def case_weight(key: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Return the weight of a case: a function of its key, its shape and the case's seed."""
+    stream = np.random.RandomState((zlib.crc32(key.encode()) + seed) % 2**32)
+    x = stream.standard_normal(shape).astype(np.float32)
+    last = key.rsplit(".", 1)[-1]
+    if len(shape) >= 2:
+        x = x / math.sqrt(math.prod(shape[1:]))
+    elif last.startswith(_MERGES):
+        x = 0.5 + 0.2 * x
+    elif key.endswith("weight"):
+        x = 1 + 0.1 * x
+    else:
+        x = 0.1 * x
+    return torch.from_numpy(np.asarray(x, dtype=np.float32))
+
+
+def fill_weights(network: nn.Module, seed: int, listed: dict[str, list[int]] | None = None) -> nn.Module:
+    """Load a network with case weights, by the case's own list of keys where it has one.
+
+    Raises:
+        InputError: if the network does not have exactly the listed keys and shapes.
+    """
+    own = {k: list(v.shape) for k, v in network.state_dict().items()}
+    if listed is not None and own != listed:
+        odd = sorted(k for k in own.keys() | listed.keys() if own.get(k) != listed.get(k))
+        raise InputError(f"expected the case's {len(listed)} keys, got {len(own)} with '{odd[0]}' the first to differ: "
+                         "the configuration and the key list of the case disagree")
+    network.load_state_dict({k: case_weight(k, tuple(s), seed) for k, s in (listed or own).items()})
+    return network.eval().requires_grad_(False)
+
+
+def relative_error(out: Tensor, expected: Tensor) -> float:
+    """Return ``||out - expected|| / ||expected||`` in float64; infinite where shapes differ or a value is not finite."""
+    if out.shape != expected.shape:
+        return math.inf
+    out, expected = out.double(), expected.double()
+    scale = expected.norm().item() or 1.0
+    error = (out - expected).norm().item() / scale
+    return error if math.isfinite(error) else math.inf
+
+
+def _unet(case: dict[str, Any], family: str, stage: str, listed: dict[str, list[int]] | None) -> nn.Module:
+    config = UNetConfig.from_dict({**case["config"], "family": family, "stage": stage})
+    network = (KeyframeUNet if stage == "keyframe" else InterpolationUNet)(config)
+    return fill_weights(network, case["seed"], listed)
+
+
+def _movq(case: dict[str, Any], listed: dict[str, list[int]] | None = None) -> MoVQ:
+    return fill_weights(MoVQ(MoVQConfig.from_dict(case["config"])), case["seed"], listed)
+
+
+def _rows(values: Tensor) -> Tensor:
+    return values[None]
+
+
+def check_keyframe_unet(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outputs:
+    """One forward in video mode and, for release 1.1, one in image mode; every sample has its own context."""
+    unet = _unet(case, family, "keyframe", case["state_dict"])
+    frames = case["config"].get("num_frames") or case["num_frames"]
+    positions = t["temporal_positions" if "temporal_positions" in t else "temporal"]
+    extra = {"noise_level": t.get("noise_aug_time"), "motion_score": t.get("motion_score")}
+    conditions = unet.prepare(t["context"], t["context_mask"], _rows(t["time"]), positions=positions,
+                              num_frames=frames, frames_per_row=1, **extra)
+    outputs = {"out": (unet(t["x"], conditions), FORWARD_LIMIT)}
+    if "image_x" in t:
+        conditions = unet.prepare(t["image_context"], t["image_context_mask"], _rows(t["image_time"]), positions=None)
+        outputs["image_out"] = (unet(t["image_x"], conditions), FORWARD_LIMIT)
+    return outputs
+
+
+def check_interpolation_unet(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outputs:
+    """One forward; every gap has its own context."""
+    unet = _unet(case, family, "interpolation", case["state_dict"])
+    gaps = case["num_temporal_groups" if family == "1.0" else "num_predicted_groups"]
+    conditions = unet.prepare(t["context"], t["context_mask"], _rows(t["time"]), num_gaps=gaps, gaps_per_row=1,
+                              skip_frames=t["skip_frames"], noise_level=t.get("perturbation_time", 0),
+                              merge=t.get("temporal_mask"))
+    return {"out": (unet(t["x"], conditions), FORWARD_LIMIT)}
+
+
+def check_movq(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outputs:
+    """Encode and decode; the decoder of release 1.1 sees the tensor as one chunk."""
+    movq = _movq(case, case["state_dict"])
+    outputs = {"latent": (movq.encode(t["image"]), FORWARD_LIMIT)} if "image" in t else {}
+    outputs["decoded"] = (movq.decode(t["z"], shared_map=family == "1.1"), FORWARD_LIMIT)
+    return outputs
+
+
+def check_text(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outputs:
+    """Encode token numbers and project them."""
+    encoder = TextEncoder(TextConfig.from_dict(case["config"]))
+    fill_weights(encoder, case["seed"], case["state_dict"])
+    sizes = case["projection"]["state_dict"]
+    projection = TextProjection(sizes["0.weight"][1], sizes["0.weight"][0])
+    fill_weights(projection, case["projection"]["seed"], sizes)
+    hidden = encoder(t["input_ids"], t["attention_mask"])
+    context, mask = project_context(hidden, t["attention_mask"], projection)
+    return {"last_hidden_state": (hidden, FORWARD_LIMIT), "context": (context, FORWARD_LIMIT),
+            "context_mask": (mask, 0.0)}
+
+
+def check_schedule(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outputs:
+    """The 1.0 tables of a number of steps."""
+    return {name: (table, TABLE_LIMIT) for name, table in vars(posterior_tables_v10(case["steps"])).items()}
+
+
+def _interpolated(case: dict[str, Any], t: dict[str, Tensor], family: str, keyframes: Tensor,
+                  text: Text | None) -> Outputs:
+    unet = _unet(case["interpolation"], family, "interpolation", None)
+    limit, outputs = PIPELINE_LIMITS[family], {}
+    steps = case["steps"] if family == "1.0" else len(t["interpolation_timesteps"])
+    for name, before, skip in zip(("video_medium", "video_high"), (keyframes, t.get("video_medium")), SKIP_FRAMES,
+                                  strict=True):
+        if name in t:
+            skip = case.get("skip_frames", {}).get(name.removeprefix("video_"), skip)
+            video = interpolate(unet, before[None], text, t["interpolation_null_embedding"],
+                                Run(TapeNoise(case["tape_seed"]["interpolation"])), skip_frames=skip, steps=steps,
+                                guidance_scale=case["interpolation_guidance_scale"])
+            outputs[name] = (video[0], limit)
+    return outputs
+
+
+def _decoded(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outputs:
+    last = t["video_high"] if "video_high" in t else t["video_medium"]
+    movq = _movq(case["movq" if family == "1.0" else "video_movq"])
+    return {"frames": (decode(movq, last, shared_map=family == "1.1"), PIPELINE_LIMITS[family])}
+
+
+def check_pipeline_v10(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outputs:
+    """Keyframes without and with a negative prompt, both interpolation passes, decoding."""
+    unet = _unet(case["keyframe"], family, "keyframe", None)
+    text = Text.of(t["context"], t["context_mask"])
+    negative = Text.of(t["negative_context"], t["negative_context_mask"]) if "negative_context" in t else None
+    others = {"keyframes_plain": text.unconditional(t["null_embedding"]), "keyframes_negative": negative}
+    outputs: Outputs = {}
+    for name, unconditional in others.items():
+        if name in t and unconditional is not None:
+            frames = sample_keyframes_v10(
+                unet, text, unconditional, Run(TapeNoise(case["tape_seed"]["keyframes"])), size=t[name].shape[-2:],
+                num_frames=t[name].shape[0], guidance_scale=case["guidance_scale"], steps=case["steps"],
+            )
+            outputs[name] = (frames[0], PIPELINE_LIMITS[family])
+    return outputs | _interpolated(case, t, family, t["keyframes_plain"], None) | _decoded(case, t, family)
+
+
+def check_pipeline_v11(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outputs:
+    """First frame, keyframes, both interpolation passes, decoding, and the schedules they run on."""
+    unet = _unet(case["keyframe"], family, "keyframe", None)
+    limit, steps, seeds = PIPELINE_LIMITS[family], len(t["keyframe_timesteps"]), case["tape_seed"]
+    text = Text.of(t["context"], t["context_mask"])
+    null = text.unconditional(t["null_embedding"])
+    picture = sample_picture_v11(unet, text, null, Run(TapeNoise(seeds["image_latent"])), steps=steps,
+                                 size=t["image_latent"].shape[-2:], guidance_scale=case["image_guidance"])
+    keyframes = sample_keyframes_v11(
+        unet, text, null, t["key_frame"][None], Run(TapeNoise(seeds["keyframes"])),
+        num_frames=t["keyframes"].shape[0], guidance_scale=case["guidance_weight_prompt"],
+        image_guidance=case["guidance_weight_image"], motion_score=case["motion_score"],
+        noise_level=case["noise_augmentation"], steps=steps,
+    )
+    outputs: Outputs = {"image_latent": (picture, limit), "keyframes": (keyframes[0], limit)}
+    for name, spacing in (("keyframe", "leading"), ("interpolation", "trailing")):
+        schedule = make_schedule_v11(len(t[f"{name}_timesteps"]), spacing)
+        outputs[f"{name}_timesteps"] = (schedule.timesteps, 0.0)
+        outputs[f"{name}_alphas_cumprod"] = (schedule.alphas_cumprod, TABLE_LIMIT)
+    return outputs | _interpolated(case, t, family, t["keyframes"], text) | _decoded(case, t, family)
+
+
+def _kind(case: dict[str, Any], t: dict[str, Tensor]) -> tuple[Callable[..., Outputs], str]:
+    """Find out from its content what a case checks, and of which release."""
+    keys = case.get("state_dict", {})
+    if "tapes" in case or "tape_seed" in case:
+        is_v10 = "image_latent" not in t
+        return (check_pipeline_v10, "1.0") if is_v10 else (check_pipeline_v11, "1.1")
+    if "input_ids" in t:
+        return check_text, "1.0"
+    if "betas" in t:
+        return check_schedule, "1.0"
+    if "z_channels" in case.get("config", {}):
+        return check_movq, "1.1" if "temporal" in case["config"] else "1.0"
+    if "skip_frames" in t:
+        is_v11 = any("temporal_projection_new" in key for key in keys)
+        return check_interpolation_unet, "1.1" if is_v11 else "1.0"
+    if "x" in t and keys:
+        return check_keyframe_unet, "1.1" if "image_in_layer.weight" in keys else "1.0"
+    raise InputError("expected a case of a U-Net, MoVQ, text encoder, schedule or pipeline, got none of these: "
+                     "see the format in tests/golden/README.md")
+
+
+def _expected(case: dict[str, Any], t: dict[str, Tensor]) -> set[str]:
+    """Return the tensors of a case that are results; the rest are its inputs."""
+    results = {"out", "image_out", "latent", "decoded", "last_hidden_state", "frames", "image_latent", "keyframes",
+               "keyframes_plain", "keyframes_negative", "video_medium", "video_high"}
+    if "input_ids" in t:
+        results |= {"context", "context_mask"}
+    if "betas" in t:
+        results |= set(t)
+    return {name for name in t if name in results or name.endswith(("_timesteps", "_alphas_cumprod"))}
+
+
+@torch.inference_mode()
+def verify_case(path: Path) -> list[Check]:
+    """Run one case (its ``.json`` file) and compare every result it lists.
+
+    Raises:
+        InputError: if the case cannot be read or does not hold what its kind needs.
+    """
+    name = path.stem
+    try:
+        case = json.loads(path.read_text(encoding="utf-8"))
+        tensors = load_file(path.with_suffix(".safetensors"))
+        check, family = _kind(case, tensors)
+        outputs = check(case, tensors, family)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise InputError(f"case {name}: {error}") from error
+        raise InputError(f"expected a readable reference case in '{path}', got {error!r}: see the format in "
+                         "tests/golden/README.md") from error
+    missing = Check(name, "", math.inf, 0.0)
+    return [
+        Check(name, key, relative_error(outputs[key][0], tensors[key]), outputs[key][1])
+        if key in outputs else Check(name, key, missing.error, missing.limit)
+        for key in sorted(_expected(case, tensors))
+    ]  # fmt: skip
+
+
+def find_cases(folder: Path) -> list[Path]:
+    """Return the ``.json`` files of all cases in a folder, sorted; files without tensors beside them are not cases.
+
+    Raises:
+        InputError: if the folder holds no case.
+    """
+    cases = sorted(p for p in folder.glob("*.json") if p.with_suffix(".safetensors").exists())
+    if not cases:
+        raise InputError(f"expected reference cases (NAME.json beside NAME.safetensors) in '{folder}', got none: "
+                         "name a folder such as tests/golden")
+    return cases
+
+
+def verify(folder: Path) -> Iterator[Check]:
+    """Run every case of a folder, yielding each compared tensor."""
+    for path in find_cases(folder):
+        yield from verify_case(path)

@@ -1,0 +1,1 @@
+"""ComfyUI nodes of FusionFrames; the engine they call is ``ff_kernels``."""
