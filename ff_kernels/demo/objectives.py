@@ -36,8 +36,8 @@ class Reconstruction(nn.Module):
         return F.l1_loss(out, pixels) + gradient_loss(out, pixels) + 0.1 * spread
 
 
-class VideoReconstruction(nn.Module):
-    """Latents of a clip to its frames, for the video decoder over a frozen encoder (paper section 4.4)."""
+class FrozenEncoder(nn.Module):
+    """Latents of a clip to its frames, for a decoder over a frozen encoder (paper section 4.4)."""
 
     def __init__(self, movq: MoVQ) -> None:
         super().__init__()

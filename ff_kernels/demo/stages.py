@@ -1,17 +1,23 @@
 """The training stages of the demo model, each from the files of the earlier ones to one file of its own."""
 
 import io
+import string
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..checkpoints.conversion import write_checkpoint
+from ..checkpoints.detection import NULL_KEY, Kind
 from ..frames_io import atomic_path
+from ..model_files import TOKENIZER_NAME
 from ..models.interpolation_unet import InterpolationUNet
 from ..models.keyframe_unet import KeyframeUNet
 from ..models.movq import MoVQ
@@ -23,6 +29,7 @@ from .scenes import ATTRIBUTES, caption_corpus
 from .training import Fit, train
 
 CORPUS_CAPTIONS = 20_000
+IMAGE_DECODER = "decoder"
 
 
 @dataclass(frozen=True)
@@ -80,19 +87,27 @@ def drop_aliases(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def train_tokenizer() -> bytes:
-    """Train the SentencePiece model of the demo captions; whole words become pieces because they repeat."""
+    """Train the SentencePiece model of the demo captions; whole words become pieces because they repeat.
+
+    Captions hold lower-case letters and commas only, so capitals are folded and other marks read as spaces.
+    """
     content = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(caption_corpus(0, CORPUS_CAPTIONS)), model_writer=content, model_type="unigram",
-        vocab_size=recipe.VOCABULARY, hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-        character_coverage=1.0, minloglevel=2,
-    )  # fmt: skip
+    marks = (chr(code) for code in range(0x21, 0x7F) if not chr(code).isalnum() and chr(code) != ",")
+    rules = [f"{ord(c):X}\t{ord(c.lower()):X}" for c in string.ascii_uppercase] + [f"{ord(c):X}\t20" for c in marks]
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "rules.tsv"
+        table.write_text("\n".join(rules) + "\n", encoding="ascii")
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(caption_corpus(0, CORPUS_CAPTIONS)), model_writer=content, model_type="unigram",
+            vocab_size=recipe.VOCABULARY, hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+            character_coverage=1.0, minloglevel=2, normalization_rule_tsv=str(table),
+        )  # fmt: skip
     return content.getvalue()
 
 
 def tokenizer(shop: Workshop) -> Tokenizer:
     """Return the trained tokenizer, training it the first time."""
-    path = shop.folder / "spiece.model"
+    path = shop.folder / TOKENIZER_NAME
     if not path.exists():
         shop.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
@@ -118,10 +133,22 @@ def run_movq(shop: Workshop) -> None:
     shop.train("movq", objectives.Reconstruction(MoVQ(recipe.MOVQ)), batches.draw_frames, recipe.MOVQ_FIT)
 
 
+def run_decoder(shop: Workshop) -> None:
+    """Train the image decoder further over the frozen encoder, in float32 for the last decibels."""
+    objective = objectives.FrozenEncoder(MoVQ(recipe.MOVQ))
+    shop.load("movq", objective)
+    shop.train(IMAGE_DECODER, objective, draw_single, recipe.DECODER_FIT)
+
+
+def draw_single(rng: np.random.Generator, batch: int) -> tuple[Tensor]:
+    """Draw single frames as clips of one: ``[batch, 1, 3, 64, 64]`` in -1..1."""
+    return (batches.draw_frames(rng, batch)[0][:, None],)
+
+
 def run_video_movq(shop: Workshop) -> None:
     """Train the video decoder over the frozen encoder, starting as the image decoder."""
-    objective = objectives.VideoReconstruction(initialise(MoVQ(recipe.VIDEO_MOVQ)))
-    shop.load("movq", objective)
+    objective = objectives.FrozenEncoder(initialise(MoVQ(recipe.VIDEO_MOVQ)))
+    shop.load(IMAGE_DECODER, objective)
     shop.train("video_movq", objective, batches.draw_windows, recipe.VIDEO_MOVQ_FIT)
 
 
@@ -153,10 +180,40 @@ def run_interpolation(shop: Workshop) -> None:
     shop.train("interpolation", objective, partial(batches.draw_gaps, clips=clips), recipe.INTERPOLATION_FIT)
 
 
+def run_export(shop: Workshop) -> None:
+    """Collect the finished stages as one folder of weights in the format of ``convert``, in half precision."""
+    target = shop.folder / "weights"
+    target.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target / TOKENIZER_NAME) as path:
+        path.write_bytes((shop.folder / TOKENIZER_NAME).read_bytes())
+    keyframes, gaps = (load_file(shop.result(stage)) for stage in ("keyframes", "interpolation"))
+    parts = {
+        "text_encoder": (Kind("text_encoder", "", recipe.TEXT), _under(keyframes, "text.encoder.")),
+        "keyframes": (Kind("keyframe", "1.0", recipe.KEYFRAMES), {
+            **_under(keyframes, "unet."),
+            **{f"projections.t5.{k}": v for k, v in _under(keyframes, "text.projection.").items()},
+            NULL_KEY: keyframes[NULL_KEY],
+        }),
+        "interpolation": (Kind("interpolation", "1.0", recipe.INTERPOLATION),
+                          {**_under(gaps, "unet."), NULL_KEY: gaps[NULL_KEY]}),
+        "movq": (Kind("movq", "", recipe.MOVQ), _under(load_file(shop.result(IMAGE_DECODER)), "movq.")),
+        "video_movq": (Kind("video_movq", "", recipe.VIDEO_MOVQ),
+                       _under(load_file(shop.result("video_movq")), "movq.")),
+    }  # fmt: skip
+    for name, (kind, tensors) in parts.items():
+        write_checkpoint(target / f"{name}.safetensors", kind, tensors, torch.float16)
+
+
+def _under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
 STAGES: dict[str, Callable[[Workshop], None]] = {
     "movq": run_movq,
+    "decoder": run_decoder,
     "video_movq": run_video_movq,
     "text": run_text,
     "keyframes": run_keyframes,
     "interpolation": run_interpolation,
+    "export": run_export,
 }

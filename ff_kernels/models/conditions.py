@@ -56,7 +56,7 @@ def cut_context(context: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
     """Drop the tokens that no row may attend to.
 
     Masked keys have weight zero, so leaving them out is exact. A row without any valid token attends to all of
-    its tokens alike, which is what a softmax over equal scores gives in the releases.
+    its tokens, which are zero, as in the releases.
 
     Args:
         context: ``[R, L, D]``.

@@ -1,0 +1,140 @@
+"""Files to networks: strict, without a second copy in memory, in the dtype and on the device asked for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..models.configs import MoVQConfig, TextConfig, UNetConfig
+from ..models.interpolation_unet import InterpolationUNet
+from ..models.keyframe_unet import KeyframeUNet
+from ..models.movq import MoVQ
+from ..models.text_encoder import TextEncoder, TextProjection
+from .detection import NAMES, NULL_KEY, WHERE, Kind, detect, split_tensors
+from .reading import Contents, read_contents
+
+# The projections of both releases under the names their files use; the first one found is the prompt's.
+PROJECTION_NAMES = ("projections.t5", "projection_base", "projection")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network and what its file holds besides.
+
+    Attributes:
+        kind: stage, family and configuration.
+        network: in evaluation mode, without gradients; None for projections.
+        null_embedding: ``[D]`` learned empty text, where the file has one.
+        projection: from text encoder to context, where the file has one.
+    """
+
+    kind: Kind
+    network: nn.Module | None
+    null_embedding: Tensor | None
+    projection: TextProjection | None
+
+
+def build_network(kind: Kind, **options: Any) -> nn.Module:
+    """Build the network of a kind; options are ``operations``, ``device`` and ``dtype`` of the constructors."""
+    config = kind.config
+    if isinstance(config, UNetConfig):
+        return (KeyframeUNet if config.stage == "keyframe" else InterpolationUNet)(config, **options)
+    if isinstance(config, MoVQConfig):
+        return MoVQ(config, **options)
+    if isinstance(config, TextConfig):
+        return TextEncoder(config, **options)
+    raise CheckpointError(f"expected a network, got {kind.title}: projections belong to a text encoder")
+
+
+def load(path: str | Path, *, stage: str | None = None, device: str | torch.device = "cpu",
+         dtype: torch.dtype | None = None, overrides: Mapping[str, Any] | None = None) -> Loaded:
+    """Load a weights file.
+
+    Args:
+        path: ``.pt``, safetensors, an index of shards, or a folder that holds one of these.
+        stage: what the caller needs (see ``Kind.stage``); another one is an error.
+        device: where the weights go.
+        dtype: dtype of the weights; default as stored.
+        overrides: configuration that shapes cannot tell, such as ``head_dim``.
+
+    Raises:
+        CheckpointError: naming the file, what was expected, what was found and where to get the right one.
+    """
+    contents = read_contents(path)
+    return load_contents(contents, detect(contents, overrides), stage=stage, device=device, dtype=dtype)
+
+
+def load_contents(contents: Contents, kind: Kind, *, stage: str | None = None, device: str | torch.device = "cpu",
+                  dtype: torch.dtype | None = None) -> Loaded:
+    """Load an opened file whose kind is known; see ``load``."""
+    if stage is not None and kind.stage != stage:
+        places = " or ".join(where for (name, _), where in WHERE.items() if name == stage)
+        raise CheckpointError(
+            f"expected {NAMES[stage]} in '{contents.path}', got {kind.title}: take {places}"
+        )
+    tensors, extras = split_tensors(contents)
+    network = None
+    if kind.stage != "projection":
+        network = build_network(kind, device="meta")
+        check_tensors(contents.path, kind, network, tensors)
+        moved: dict[int, Tensor] = {}
+        for key, tensor in tensors.items():
+            # The tied embedding is listed under two names and must stay one tensor.
+            moved.setdefault(id(tensor), tensor.to(device=device, dtype=dtype or tensor.dtype))
+            tensors[key] = moved[id(tensor)]
+        network.load_state_dict(tensors, assign=True)
+        network.eval().requires_grad_(False)
+    null = extras.get(NULL_KEY)
+    return Loaded(
+        kind,
+        network,
+        None if null is None else null.reshape(-1).to(device=device, dtype=dtype or null.dtype),
+        _projection(contents, extras, device, dtype),
+    )
+
+
+def check_tensors(path: Path, kind: Kind, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Compare the tensors of a file with those the network of its configuration has.
+
+    Raises:
+        CheckpointError: if one is missing, extra, or of another shape.
+    """
+    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    missing = sorted(wanted.keys() - found.keys())
+    extra = sorted(found.keys() - wanted.keys())
+    wrong = sorted(key for key in wanted.keys() & found.keys() if wanted[key] != found[key])
+    if not (missing or extra or wrong):
+        return
+    details = [f"{len(names)} {word} ('{names[0]}')" for names, word in
+               ((missing, "missing"), (extra, "unexpected")) if names]
+    if wrong:
+        key = wrong[0]
+        details.append(f"{len(wrong)} of another shape ('{key}' is {list(found[key])}, not {list(wanted[key])})")
+    raise CheckpointError(
+        f"expected the {len(wanted)} tensors of {kind.title} in '{path}', got {', '.join(details)}: take {kind.where}"
+    )
+
+
+def _projection(contents: Contents, extras: Mapping[str, Tensor], device: str | torch.device,
+                dtype: torch.dtype | None) -> TextProjection | None:
+    for name in PROJECTION_NAMES:
+        parts = {key.removeprefix(f"{name}."): tensor for key, tensor in extras.items() if key.startswith(f"{name}.")}
+        if not parts:
+            continue
+        try:
+            outputs, inputs = parts["0.weight"].shape
+            projection = TextProjection(inputs, outputs, device="meta")
+            moved = {k: v.to(device=device, dtype=dtype or v.dtype) for k, v in parts.items()}
+            projection.load_state_dict(moved, assign=True)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"expected a Linear and a LayerNorm under '{name}' in '{contents.path}', got {sorted(parts)}: download "
+                "the file again"
+            ) from error
+        return projection.eval().requires_grad_(False)
+    return None

@@ -1,0 +1,177 @@
+"""Files to flat dictionaries of tensors: ``.pt`` without code execution, safetensors, single or in shards."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
+INDEX_SUFFIX = ".index.json"
+METADATA_KEY = "fusionframes"
+# Whatever a damaged file makes the readers raise; each becomes one CheckpointError.
+_DAMAGE = (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, MemoryError,
+           OverflowError, RecursionError, ImportError, SafetensorError, pickle.UnpicklingError)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds.
+
+    Attributes:
+        path: the file, for messages.
+        tensors: name to tensor, memory-mapped; nesting is joined by dots, a ``unet`` level is dropped.
+        metadata: configuration stored by ``convert``, or empty.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+
+def read_contents(path: str | Path) -> Contents:
+    """Open a weights file, an index of shards, or a folder that holds one; nothing is read until it is used.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, of an unknown format, or a pickle that wants to run code.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _index_in(path)
+    if not path.exists():
+        raise CheckpointError(f"expected a weights file at '{path}', found nothing there: check the path")
+    if path.name.endswith(INDEX_SUFFIX):
+        return _read_index(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise CheckpointError(
+            f"expected weights that end in {', '.join(SUFFIXES)} or {INDEX_SUFFIX}, got '{path}': name a weights file"
+        )
+    _refuse_impostors(path)
+    try:
+        if path.suffix.lower() == ".safetensors":
+            return _read_safetensors(path)
+        return Contents(path, _flatten(_unpickle(path)), {})
+    except CheckpointError:
+        raise
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: BaseException) -> CheckpointError:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return CheckpointError(
+        f"expected complete weights in '{path}' ({path.stat().st_size:,} bytes), got a file that cannot be read "
+        f"({reason[0][:160]}): download it again"
+    )
+
+
+def _refuse_impostors(path: Path) -> None:
+    """Name the files that downloads leave in the place of weights."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise _damaged(path, error) from error
+    text = head.lstrip().lower()
+    if not head:
+        raise CheckpointError(f"expected weights in '{path}', got an empty file: download it again")
+    if text.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"expected weights in '{path}', got a Git LFS pointer of {path.stat().st_size} bytes: fetch the real file "
+            "with 'git lfs pull' or download it from the repository's file page"
+        )
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(
+            f"expected weights in '{path}', got a web page: download the file itself, signed in if the site asks for it"
+        )
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"expected plain tensors in '{path}', got a pickle that wants to run code or is damaged, which is never "
+            "loaded: take the file from the authors' repository, or a safetensors version"
+        ) from error
+    except RuntimeError as error:
+        if "mmap can only be used" not in str(error):
+            raise
+    try:
+        # The format before PyTorch 1.6 cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _damaged(path, error) from error
+
+
+def _flatten(content: Any, prefix: str = "") -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"expected a dictionary of tensors in a weights file, got {type(content).__name__}: this is not a "
+            "checkpoint of FusionFrames"
+        )
+    flat: dict[str, Tensor] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Tensor):
+            flat[name] = value.detach()
+        elif isinstance(value, Mapping):
+            flat.update(_flatten(value, "" if name in ("unet", "state_dict") else f"{name}."))
+    return flat
+
+
+def _read_safetensors(path: Path) -> Contents:
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        stored = (file.metadata() or {}).get(METADATA_KEY, "{}")
+    try:
+        metadata = json.loads(stored)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    prefix = "unet."
+    if all(k.startswith(prefix) or k.startswith(("null_embedding", "projection")) for k in tensors):
+        tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
+    return Contents(path, tensors, metadata if isinstance(metadata, dict) else {})
+
+
+def _index_in(folder: Path) -> Path:
+    indices = sorted(folder.glob(f"*{INDEX_SUFFIX}"))
+    # A repository may hold the same weights twice; safetensors shards are the safer copy.
+    indices.sort(key=lambda p: "safetensors" not in p.name)
+    singles = sorted(p for p in folder.iterdir() if p.suffix == ".safetensors")
+    found = indices or (singles if len(singles) == 1 else [])
+    if not found:
+        raise CheckpointError(
+            f"expected one weights file or an index of shards in the folder '{folder}', got {len(singles)} safetensors "
+            "files and no index: name the file"
+        )
+    return found[0]
+
+
+def _read_index(path: Path) -> Contents:
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"expected an index of shards in '{path}', got one without a weight map: download it again"
+        ) from error
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        # A shard lies beside its index; anything else in the name could reach out of the folder.
+        tensors.update(read_contents(path.parent / Path(name).name).tensors)
+    absent = sorted(set(weight_map) - set(tensors))
+    if absent:
+        raise CheckpointError(
+            f"expected {len(weight_map)} tensors in the shards of '{path}', got {len(absent)} fewer, '{absent[0]}' "
+            "among them: download the shards again"
+        )
+    return Contents(path, tensors, {})

@@ -1,0 +1,287 @@
+"""The command line ``fusionframes``: generate, verify, convert, info."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .errors import FusionFramesError, InputError
+
+EXIT_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+DTYPES = ("float32", "float16", "bfloat16")
+MOTION_SCORES = {"low": 1, "medium": 10, "high": 50, "extreme": 100}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong argument in one line, as every other error."""
+
+    def error(self, message: str) -> None:
+        raise InputError(f"{message}: see '{self.prog} --help'")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands."""
+    parser = _Parser(prog="fusionframes", description="FusionFrames: two-stage text-to-video.")
+    parser.add_argument("--version", action="version", version=f"fusionframes {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_generate(commands.add_parser("generate", help="make a video from a prompt"))
+    verify = commands.add_parser("verify", help="check the engine against reference cases")
+    verify.add_argument("folder", type=Path, help="folder of NAME.json beside NAME.safetensors")
+    verify.set_defaults(run=run_verify)
+    convert = commands.add_parser("convert", help="write released weights as one safetensors file")
+    convert.add_argument("source", type=Path, help=".pt, safetensors, an index of shards, or a folder of them")
+    convert.add_argument("target", type=Path, help="file to write, ending in .safetensors")
+    convert.add_argument("--dtype", choices=DTYPES, help="dtype of the tensors (default: as stored)")
+    _add_overrides(convert)
+    convert.set_defaults(run=run_convert)
+    info = commands.add_parser("info", help="say what a weights file is and needs")
+    info.add_argument("file", type=Path)
+    _add_overrides(info)
+    info.set_defaults(run=run_info)
+    return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--head-dim", type=int, help="width of an attention head (default 64 or the file's metadata)")
+    parser.add_argument("--groups", type=int, help="groups of the norms (default 32 or the file's metadata)")
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="what the video shows, in English")
+    parser.add_argument("-o", "--output", type=Path, required=True,
+                        help="file to write: .mp4, .webm, .gif, or .png for a numbered sequence")
+    parser.add_argument("--model", type=Path, help="folder of released or converted weights (default: the demo model)")
+    parser.add_argument("--negative", help="what the video should not show (release 1.0)")
+    parser.add_argument("--image", type=Path, help="picture to start from (release 1.1)")
+    parser.add_argument("--fps", choices=("low", "medium", "high"),
+                        help="2, 8 or 30 frames per second: 0, 1 or 2 interpolation passes (default: low, demo high)")
+    parser.add_argument("--steps", type=int, help="sampling steps, 1..1000 (default 50; interpolation of 1.1: 10)")
+    parser.add_argument("--guidance", type=float, help="text guidance w of (w+1)*cond - w*uncond (default 5, demo 2)")
+    parser.add_argument("--image-guidance", type=float, default=2.0, help="weight of the first frame, 1.1 (default 2)")
+    parser.add_argument("--interpolation-guidance", type=float, help="w of the interpolation (default 0.25; 1.1: 0.5)")
+    parser.add_argument("--motion", choices=MOTION_SCORES, default="medium", help="amount of motion, 1.1")
+    parser.add_argument("--keyframes", type=int, help="keyframes (default: what the model was trained on)")
+    parser.add_argument("--seed", type=int, default=0, help="0..2**63-1; the same seed gives the same clip (default 0)")
+    parser.add_argument("--width", type=int, help="pixels, a multiple of 64 (demo: 8; default 512, demo 64)")
+    parser.add_argument("--height", type=int, help="pixels, a multiple of 64 (demo: 8; default 512, demo 64)")
+    parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the U-Nets (default: float16 on cuda, else float32)")
+    parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
+    parser.add_argument("--mend", action="store_true",
+                        help="mend the releases' mistakes that show: seams, black bars, 8-bit steps, uniform noise")
+    parser.add_argument("--low-memory", action="store_true",
+                        help="run guidance branches one by one and free every network after its stage")
+    parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
+    parser.set_defaults(run=run_generate)
+
+
+def run_generate(options: argparse.Namespace) -> int:
+    """Make a video file."""
+    from .frames_io import check_output, contact_sheet, read_image, write_frames, write_image
+
+    check_output(options.output)
+    if options.storyboard is not None:
+        _check_folder(options.storyboard)
+    if not options.prompt.strip():
+        raise InputError("expected a prompt, got an empty text: describe what the video shows")
+    picture = None if options.image is None else read_image(options.image)
+    pipeline = _open_pipeline(options)
+    settings = pipeline.resolve(_settings(options))
+    decoder = {None: None, "image": "movq", "video": "video_movq"}[options.decoder]
+    with _Bars() as bars:
+        clip = pipeline.generate(options.prompt, settings, negative=options.negative, picture=picture,
+                                 decoder=decoder, progress=bars)
+    written = write_frames(clip.frames, options.output, clip.fps)
+    if options.storyboard is not None:
+        keyframes = pipeline.decode(clip.keyframes.to(pipeline.device), settings, decoder=decoder)
+        spacing = (len(clip.frames) - 1) / max(1, len(keyframes) - 1) / clip.fps
+        write_image(contact_sheet(keyframes, times=[i * spacing for i in range(len(keyframes))]), options.storyboard)
+    height, width = clip.frames.shape[1:3]
+    where = written[0] if len(written) == 1 else f"{written[0]} .. {written[-1].name}"
+    print(f"{where}: {len(clip.frames)} frames of {width} x {height} at {clip.fps:g} frames per second, "
+          f"seed {settings.seed}")
+    print(", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in clip.seconds.items())
+          + f", {sum(clip.seconds.values()):.1f} s in all; peak memory {_peak_memory(pipeline.device)}")
+    return 0
+
+
+def _open_pipeline(options: argparse.Namespace) -> Any:
+    import torch
+
+    from .demo.model import demo_pipeline
+    from .pipeline import Pipeline
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"expected a device that torch can use, got '{device}': try cpu") from error
+    name = options.dtype or ("float16" if torch.device(device).type == "cuda" else "float32")
+    choices = {"device": device, "dtype": getattr(torch, name), "keeps_networks": not options.low_memory}
+    if options.model is not None:
+        return Pipeline.from_folder(options.model, **choices)
+    print("no --model given: using the demo model, which knows one moving shape on a plain background, such as "
+          "'a large purple triangle moves up on a white background'", file=sys.stderr)
+    return demo_pipeline(**choices)
+
+
+def _settings(options: argparse.Namespace) -> Any:
+    from .pipeline import Settings
+
+    return Settings(
+        fps=options.fps, width=options.width, height=options.height, steps=options.steps,
+        guidance_scale=options.guidance, image_guidance=options.image_guidance,
+        interpolation_guidance=options.interpolation_guidance, motion_score=MOTION_SCORES[options.motion],
+        num_frames=options.keyframes, seed=options.seed, is_mended=options.mend, is_stacked=not options.low_memory,
+    )  # fmt: skip
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise InputError(f"expected a folder to write '{path.name}' into, found none at '{path.parent}': create it")
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise InputError(f"expected a storyboard that ends in .png, .jpg or .webp, got '{path}': change its suffix")
+
+
+def _peak_memory(device: Any) -> str:
+    import torch
+
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the device"
+    try:
+        import resource
+    except ImportError:
+        return "unknown on this system"
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
+
+
+class _Bars:
+    """One progress bar per stage."""
+
+    def __init__(self) -> None:
+        self.bar, self.stage = None, ""
+
+    def __enter__(self) -> "_Bars":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if stage != self.stage:
+            if self.bar is not None:
+                self.bar.close()
+            self.stage, self.bar = stage, tqdm(total=total, desc=stage, unit="frame" if stage == "decoding" else "step")
+        self.bar.update(done - self.bar.n)
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Print every compared tensor; status 1 if one is over its limit."""
+    from .verify import verify
+
+    if not options.folder.is_dir():
+        raise InputError(f"expected a folder of reference cases, found none at '{options.folder}': check the path")
+    checks = []
+    print(f"{'case':32} {'tensor':32} {'error':>10} {'limit':>8}")
+    for check in verify(options.folder):
+        checks.append(check)
+        verdict = "pass" if check.passed else "FAIL"
+        print(f"{check.case:32} {check.tensor:32} {check.error:10.2e} {check.limit:8.0e}  {verdict}", flush=True)
+    failed = sum(not check.passed for check in checks)
+    print(f"{len(checks) - failed} passed, {failed} failed")
+    return EXIT_FAILED if failed else 0
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, int]:
+    given = {"head_dim": options.head_dim, "groups": options.groups}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def run_convert(options: argparse.Namespace) -> int:
+    """Convert one weights file."""
+    import torch
+
+    from .checkpoints.conversion import convert
+
+    if not options.target.parent.is_dir():
+        raise InputError(f"expected a folder to write into, found none at '{options.target.parent}': create it")
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    kind = convert(options.source, options.target, dtype=dtype, overrides=_overrides(options))
+    print(f"{options.target}: {kind.title}, {options.target.stat().st_size / 1e9:.2f} GB")
+    return 0
+
+
+def run_info(options: argparse.Namespace) -> int:
+    """Describe a weights file."""
+    from .checkpoints.detection import detect, split_tensors
+    from .checkpoints.reading import read_contents
+
+    contents = read_contents(options.file)
+    kind = detect(contents, _overrides(options))
+    network, extras = split_tensors(contents)
+    tensors = list({id(tensor): tensor for tensor in (*network.values(), *extras.values())}.values())
+    dtypes: dict[str, int] = {}
+    for tensor in tensors:
+        name = str(tensor.dtype).removeprefix("torch.")
+        dtypes[name] = dtypes.get(name, 0) + tensor.numel()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    print(f"file        {contents.path}")
+    print(f"what        {kind.title}")
+    print(f"released as {kind.where}")
+    print(f"parameters  {sum(tensor.numel() for tensor in network.values()):,} in {len(network)} tensors")
+    print(f"dtypes      {', '.join(f'{name} ({count:,})' for name, count in dtypes.items())}")
+    print(f"besides     {', '.join(sorted(extras)) or 'nothing'}")
+    print(f"memory      {size / 1e9:.2f} GB of weights as stored")
+    print(f"needs       {_NEEDS[kind.stage]}")
+    for key, value in (kind.config.to_dict() if kind.config else {}).items():
+        print(f"  {key} = {value}")
+    return 0
+
+
+_NEEDS = {
+    "keyframe": "a T5 text encoder with its projection, and a MoVQ; interpolation for more than 2 frames per second",
+    "interpolation": "keyframe latents of the same release, and a MoVQ",
+    "movq": "nothing else; decodes release 1.0, encodes first frames of release 1.1",
+    "video_movq": "nothing else; decodes release 1.1",
+    "text_encoder": "spiece.model, and the projection in the 1.0 keyframe file or in t5_projections.pt (1.1)",
+    "projection": "the Flan-UL2 text encoder",
+}
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: object) -> None:
+    print(f"fusionframes: {message}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    warnings.showwarning = _show_warning
+    try:
+        options = build_parser().parse_args(arguments)
+        run: Callable[[argparse.Namespace], int] = options.run
+        return run(options)
+    except FusionFramesError as error:
+        print(f"fusionframes: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("fusionframes: interrupted; nothing was written", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) left: not an error, but Python would report it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except MemoryError:
+        print("fusionframes: the machine ran out of memory: try --low-memory or a smaller size", file=sys.stderr)
+        return EXIT_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

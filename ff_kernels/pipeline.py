@@ -1,0 +1,417 @@
+"""Prompt to frames: the stages joined, with files, sizes in pixels, seeds and progress."""
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoints.loading import Loaded, load_contents
+from .errors import InputError
+from .model_files import ModelFiles, find_models
+from .models.text_encoder import project_context
+from .pictures import fit_as_released, fit_covering
+from .sampling.noise import SeededNoise
+from .sampling.samplers import Callback
+from .stages import (
+    SKIP_FRAMES,
+    Run,
+    Text,
+    chunk_sizes,
+    decode,
+    interpolate,
+    sample_keyframes_v10,
+    sample_keyframes_v11,
+    sample_picture_v11,
+)
+from .tokenizer import MAX_TOKENS, Tokenizer
+
+# Interpolation passes and frames per second of each level (paper section 4.3: 2 to 8 to 30 frames per second).
+LEVELS = {"low": (0, 2.0), "medium": (1, 8.0), "high": (2, 30.0)}
+# Called after every step with the stage, the steps done and the steps in all; True stops the run.
+Progress = Callable[[str, int, int], bool | None]
+# Mended decoding: frames that neighbouring chunks of a video decoder share.
+BLEND_FRAMES = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a clip is made with; None takes the model's own default.
+
+    Attributes:
+        fps: "low", "medium" or "high": 0, 1 or 2 interpolation passes, shown at 2, 8 or 30 frames per second.
+        width: pixels, a multiple of ``Pipeline.multiple``.
+        height: pixels, a multiple of ``Pipeline.multiple``.
+        steps: sampling steps of the keyframes (and, release 1.0, of the interpolation).
+        guidance_scale: w of the keyframes, 0 and up; 5 acts as a "cfg" of 6.
+        image_guidance: release 1.1: weight of the first frame.
+        interpolation_guidance: w of the interpolation; more than about 0.5 collapses onto the keyframes.
+        motion_score: release 1.1: 1, 10, 50 or 100.
+        noise_level: release 1.1: diffusion steps of noise on the first frame.
+        num_frames: keyframes; default what the network was trained on.
+        seed: 0 .. 2**63 - 1.
+        is_mended: mend the releases' mistakes that show in pictures instead of keeping them: chunk seams and
+            frame-0 attention of the 1.1 decoder, uniform noise on the first frame, black bars around a small
+            picture, 8-bit truncation on the way (paper.md, section 5).
+        is_stacked: run guidance branches in one batch; False needs less memory.
+    """
+
+    fps: str | None = None
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    image_guidance: float = 2.0
+    interpolation_guidance: float | None = None
+    motion_score: int = 10
+    noise_level: int = 20
+    num_frames: int | None = None
+    seed: int = 0
+    is_mended: bool = False
+    is_stacked: bool = True
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A finished clip.
+
+    Attributes:
+        frames: ``[F, H, W, 3]`` in 0..1, on the CPU.
+        fps: frames per second.
+        keyframes: ``[T, 4, h, w]`` latents of the first stage.
+        latents: ``[F, 4, h, w]`` latents of all frames.
+        seconds: wall time of every stage.
+    """
+
+    frames: Tensor
+    fps: float
+    keyframes: Tensor
+    latents: Tensor
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Pipeline:
+    """Text-to-video of release 1.0 and 1.1 and image-to-video of 1.1, from a folder of weights.
+
+    A stage's network is loaded when the stage first runs. Every stage can be called alone with the tensors that
+    the one before returned.
+
+    Args:
+        models: the opened files, see ``find_models``.
+        device: where networks run.
+        dtype: dtype of the U-Nets; the text encoder takes bfloat16 where this is float16, which overflows at the
+            size of Flan-UL2, and MoVQ stays in float32 as release 1.1 has it.
+        keeps_networks: keep a stage's network after the stage; False frees it, for a small card.
+        defaults: settings to start from where the caller's are None.
+    """
+
+    def __init__(self, models: ModelFiles, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+                 keeps_networks: bool = True, defaults: Settings | None = None) -> None:
+        self.models, self.device, self.dtype = models, torch.device(device), dtype
+        self.family = models.family
+        self.keeps_networks = keeps_networks
+        self.defaults = defaults or Settings(fps="low", width=512, height=512)
+        self._networks: dict[str, Loaded] = {}
+        self._tokenizer: Tokenizer | None = None
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, **options: Any) -> "Pipeline":
+        """Open a folder of released or converted weights; options as in the constructor."""
+        return cls(find_models(folder), **options)
+
+    def network(self, stage: str) -> Loaded:
+        """Return the loaded file of a stage (``Kind.stage``), loading it the first time."""
+        if stage not in self._networks:
+            if not self.keeps_networks:
+                self._networks.clear()
+            self._networks[stage] = load_contents(
+                *self.models.require(stage), stage=stage, device=self.device, dtype=self._dtype_of(stage)
+            )
+        return self._networks[stage]
+
+    def _dtype_of(self, stage: str) -> torch.dtype:
+        if "movq" in stage:
+            return torch.float32
+        if stage in ("text_encoder", "projection") and self.dtype == torch.float16:
+            return torch.bfloat16
+        return self.dtype
+
+    @property
+    def decoder_stage(self) -> str:
+        """The MoVQ that decodes clips: the image decoder in release 1.0, the video decoder in 1.1."""
+        return "movq" if self.family == "1.0" else "video_movq"
+
+    @property
+    def multiple(self) -> int:
+        """Width and height must be multiples of this many pixels: 64 for the releases."""
+        keyframe, movq = (self.models.require(stage)[1].config for stage in ("keyframe", self.decoder_stage))
+        return keyframe.side_multiple * movq.factor
+
+    def resolve(self, settings: Settings) -> Settings:
+        """Fill in the model's defaults and check every value.
+
+        Raises:
+            InputError: naming the setting, what it may be and what it was.
+        """
+        filled = {k: getattr(self.defaults, k) for k, v in vars(settings).items() if v is None}
+        settings = replace(settings, **filled)
+        if settings.fps not in LEVELS:
+            raise InputError(f"expected fps low, medium or high, got {settings.fps!r}: choose one of them")
+        for name in ("width", "height"):
+            value = getattr(settings, name)
+            if value <= 0 or value % self.multiple:
+                near = max(1, round(value / self.multiple)) * self.multiple
+                raise InputError(
+                    f"expected a {name} that is a positive multiple of {self.multiple} pixels, got {value}: take {near}"
+                )
+        if settings.steps is not None and not 1 <= settings.steps <= 1000:
+            raise InputError(f"expected 1 to 1000 steps, got {settings.steps}: the releases use 50")
+        if not 0 <= settings.seed < 2**63:
+            raise InputError(f"expected a seed from 0 to 2**63 - 1, got {settings.seed}: choose one in this range")
+        trained = self.models.require("keyframe")[1].config.num_frames
+        frames = settings.num_frames or trained
+        if frames < 1 or (settings.fps != "low" and frames < 2):
+            raise InputError(f"expected at least 2 keyframes for fps {settings.fps}, got {frames}: ask for more")
+        return replace(settings, num_frames=frames, guidance_scale=_or(settings.guidance_scale, 5.0))
+
+    def _latent_size(self, settings: Settings) -> tuple[int, int]:
+        factor = self.models.require(self.decoder_stage)[1].config.factor
+        return settings.height // factor, settings.width // factor
+
+    @torch.inference_mode()
+    def encode_text(self, prompts: Sequence[str]) -> Text:
+        """Encode one prompt per clip.
+
+        Raises:
+            InputError: if a prompt is empty.
+        """
+        for prompt in prompts:
+            if not prompt.strip():
+                raise InputError("expected a prompt, got an empty text: describe what the video shows")
+        rows = [self._tokens(prompt) for prompt in prompts]
+        return self._encode(rows, [row.shape[1] for row in rows])
+
+    @torch.inference_mode()
+    def encode_negative(self, negatives: Sequence[str], prompts: Sequence[str]) -> Text:
+        """Encode negative prompts as release 1.0 does: cut to each prompt's length, under the prompt's mask."""
+        lengths = [self._tokens(prompt).shape[1] for prompt in prompts]
+        rows = [self._tokenizer.encode_negative(text, n) for text, n in zip(negatives, lengths, strict=True)]
+        return self._encode(rows, lengths)
+
+    def _tokens(self, prompt: str) -> Tensor:
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(self.models.tokenizer)
+        return self._tokenizer.encode(prompt).ids
+
+    def _encode(self, rows: list[Tensor], lengths: list[int]) -> Text:
+        size = min(max(lengths) + 1, MAX_TOKENS)
+        ids, mask = (torch.zeros(len(rows), size, dtype=torch.long) for _ in range(2))
+        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            ids[i, : row.shape[1]] = row
+            mask[i, :length] = 1
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        hidden = self.network("text_encoder").network(ids, mask)
+        is_bad = ~hidden.isfinite().all(dim=2).all(dim=1)
+        if is_bad.any():
+            # Release 1.0: a prompt whose encoding overflows becomes an empty context; we say so.
+            warnings.warn("the text encoder overflowed and the prompt is ignored: use bfloat16 or float32", stacklevel=3)
+            hidden, mask = torch.where(is_bad[:, None, None], 0, hidden), torch.where(is_bad[:, None], 0, mask)
+        context, mask = project_context(hidden, mask, self._projection())
+        counted = (mask.sum(dim=1) + 1).clamp(max=MAX_TOKENS)
+        return Text(context.to(self.dtype), mask, counted)
+
+    def _projection(self) -> torch.nn.Module:
+        stage = "projection" if "projection" in self.models.files else "keyframe"
+        projection = self.network(stage).projection
+        if projection is None:
+            self.models.require("projection")
+        return projection.to(self._dtype_of("text_encoder"))
+
+    def _run(self, settings: Settings, clips: int, salt: int, callback: Callback | None) -> Run:
+        # Every stage has a stream of its own, so that one stage's settings do not change another's noise.
+        seeds = [(settings.seed + clip) * 4 + salt for clip in range(clips)]
+        return Run(SeededNoise([seed % 2**63 for seed in seeds]), settings.is_stacked, callback)
+
+    def _null(self, text: Text, null_embedding: Tensor | None, stage: str) -> Text:
+        if null_embedding is None:
+            raise InputError(
+                f"expected a null embedding in the {stage} file of '{self.models.folder}', found none: convert the "
+                "authors' file, which holds one"
+            )
+        return text.unconditional(null_embedding)
+
+    @torch.inference_mode()
+    def sample_keyframes(self, text: Text, settings: Settings, *, negative: Text | None = None,
+                         first_frame: Tensor | None = None, callback: Callback | None = None) -> Tensor:
+        """Return keyframe latents ``[B, T, 4, h, w]``; clip i of a batch is the clip of ``seed + i`` alone.
+
+        Args:
+            text: B prompts.
+            settings: resolved settings.
+            negative: release 1.0: encoded negative prompts.
+            first_frame: release 1.1: ``[B, 4, h, w]`` latents.
+            callback: see ``sample_ddpm``.
+        """
+        loaded = self.network("keyframe")
+        run = self._run(settings, text.context.shape[0], 0, callback)
+        null = negative or self._null(text, loaded.null_embedding, "keyframe")
+        if self.family == "1.0":
+            return sample_keyframes_v10(
+                loaded.network, text, null, run, size=self._latent_size(settings), num_frames=settings.num_frames,
+                guidance_scale=settings.guidance_scale, steps=_or(settings.steps, 50),
+            )
+        return sample_keyframes_v11(
+            loaded.network, text, null, first_frame, run, num_frames=settings.num_frames,
+            guidance_scale=settings.guidance_scale, image_guidance=settings.image_guidance,
+            motion_score=settings.motion_score, noise_level=settings.noise_level,
+            uniform_noise=not settings.is_mended, steps=_or(settings.steps, 50),
+        )
+
+    @torch.inference_mode()
+    def sample_picture(self, text: Text, settings: Settings, callback: Callback | None = None) -> Tensor:
+        """Return a first frame ``[2H, 2W, 3]`` in 0..1 drawn from text, release 1.1."""
+        loaded = self.network("keyframe")
+        run = self._run(settings, 1, 1, callback)
+        # Release 1.1: the first frame is drawn at twice the size asked for (latent side height // 4).
+        size = tuple(2 * side for side in self._latent_size(settings))
+        latents = sample_picture_v11(loaded.network, text, self._null(text, loaded.null_embedding, "keyframe"), run,
+                                     size=size, guidance_scale=settings.guidance_scale, steps=_or(settings.steps, 50))
+        return decode(self.network("movq").network, latents.float())[0].permute(1, 2, 0).cpu()
+
+    @torch.inference_mode()
+    def encode_picture(self, picture: Tensor, settings: Settings) -> Tensor:
+        """Return latents ``[1, 4, h, w]`` of a picture ``[H, W, 3]`` in 0..1 of any size."""
+        fit = fit_covering if settings.is_mended else fit_as_released
+        pixels = fit(picture, settings.width, settings.height).permute(2, 0, 1)[None] * 2 - 1
+        stage = "movq" if "movq" in self.models.files else "video_movq"
+        return self.network(stage).network.encode(pixels.to(self.device))
+
+    @torch.inference_mode()
+    def interpolate(self, keyframes: Tensor, settings: Settings, *, passes: int = 1, first: int = 0,
+                    text: Text | None = None, callback: Callback | None = None) -> Tensor:
+        """Return ``[B, T', 4, h, w]`` latents, T to 4T - 3 per pass; the frames given stay as they are.
+
+        Args:
+            keyframes: ``[B, T, 4, h, w]`` latents.
+            settings: resolved settings.
+            passes: how often to interpolate.
+            first: number of the first pass, from 0: later passes see frames that are closer in time.
+            text: the prompts, release 1.1.
+            callback: see ``sample_ddpm``.
+        """
+        loaded = self.network("interpolation")
+        if loaded.null_embedding is None:
+            raise InputError(f"expected a null embedding in the interpolation file of '{self.models.folder}', found "
+                             "none: convert the authors' file, which holds one")
+        null = loaded.null_embedding.to(self.dtype)
+        for i in range(first, first + passes):
+            run = self._run(settings, keyframes.shape[0], 2 + i % 2, callback)
+            steps = settings.steps if self.family == "1.0" else None
+            keyframes = interpolate(loaded.network, keyframes, text, null, run, steps=steps,
+                                    skip_frames=SKIP_FRAMES[min(i, len(SKIP_FRAMES) - 1)],
+                                    guidance_scale=settings.interpolation_guidance)
+        return keyframes
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, settings: Settings, *, decoder: str | None = None,
+               should_stop: Callable[[int, int], bool | None] | None = None) -> Tensor:
+        """Return frames ``[F, H, W, 3]`` in 0..1 of one clip's latents ``[F, 4, h, w]``.
+
+        Args:
+            latents: one clip.
+            settings: resolved settings.
+            decoder: "movq" or "video_movq"; default ``decoder_stage``.
+            should_stop: see ``stages.decode``.
+        """
+        stage = decoder or self.decoder_stage
+        network = self.network(stage).network
+        blends = settings.is_mended and network.config.is_video
+        overlap = min(BLEND_FRAMES, chunk_sizes(len(latents))[0] - 1) if blends else 0
+        frames = decode(network, latents.float(), shared_map=self.family == "1.1" and not settings.is_mended,
+                        overlap=overlap, should_stop=should_stop)
+        return frames.permute(0, 2, 3, 1).cpu()
+
+    def generate(self, prompt: str, settings: Settings | None = None, *, negative: str | None = None,
+                 picture: Tensor | None = None, decoder: str | None = None,
+                 progress: Progress | None = None) -> Clip:
+        """Make one clip from a prompt (release 1.0 and 1.1) and, release 1.1, a picture to start from.
+
+        Args:
+            prompt: what the video shows, in English.
+            settings: see ``Settings``.
+            negative: what it should not show; release 1.0 only.
+            picture: ``[H, W, 3]`` in 0..1, release 1.1 only; without one, 1.1 draws its own first frame.
+            decoder: "movq" or "video_movq"; default the release's.
+            progress: called after every step of every stage; True stops the run with ``Stopped``.
+
+        Raises:
+            InputError: for settings or inputs that the model does not take.
+            CheckpointError: if the folder lacks a file that is needed.
+            Stopped: if ``progress`` asked for it.
+        """
+        settings = self.resolve(settings or Settings())
+        passes, fps = LEVELS[settings.fps]
+        self._check_inputs(negative, picture, passes, decoder)
+        clock = _Clock(progress)
+        with clock("text"):
+            text = self.encode_text([prompt])
+            negatives = self.encode_negative([negative], [prompt]) if negative else None
+        first_frame = None
+        if self.family == "1.1":
+            with clock("first frame"):
+                if picture is None:
+                    picture = self.sample_picture(text, settings, clock.step)
+                first_frame = self.encode_picture(picture, settings)
+        with clock("keyframes"):
+            keyframes = self.sample_keyframes(text, settings, negative=negatives, first_frame=first_frame,
+                                              callback=clock.step)
+        latents = keyframes
+        for i in range(passes):
+            with clock(f"interpolation {i + 1}"):
+                latents = self.interpolate(latents, settings, first=i, text=text, callback=clock.step)
+        with clock("decoding"):
+            frames = self.decode(latents[0], settings, decoder=decoder, should_stop=clock.count)
+        return Clip(frames, fps, keyframes[0].cpu(), latents[0].cpu(), clock.seconds)
+
+    def _check_inputs(self, negative: str | None, picture: Tensor | None, passes: int, decoder: str | None) -> None:
+        if self.family == "1.0" and picture is not None:
+            raise InputError("expected no start picture for release 1.0, which reads text only, got one: leave it out "
+                             "or use release 1.1")
+        if self.family == "1.1" and negative:
+            raise InputError("expected no negative prompt for release 1.1, which was not trained to read one, got one: "
+                             "leave it out or use release 1.0")
+        needed = ["text_encoder", "keyframe", decoder or self.decoder_stage] + (["interpolation"] if passes else [])
+        needed += ["movq"] if self.family == "1.1" and picture is None else []
+        for stage in needed:
+            self.models.require(stage)
+
+
+class _Clock:
+    """Times the stages and passes their steps on."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress, self.seconds, self.stage, self.start = progress, {}, "", 0.0
+
+    def __call__(self, stage: str) -> "_Clock":
+        self.stage = stage
+        return self
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds[self.stage] = time.perf_counter() - self.start
+
+    def count(self, done: int, total: int) -> bool:
+        return bool(self.progress and self.progress(self.stage, done, total))
+
+    def step(self, done: int, total: int, denoised: Tensor) -> bool:
+        return self.count(done, total)
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value

@@ -1,0 +1,80 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from support.tiny import MOVQ, VIDEO_MOVQ, draw, relative
+
+from fusionframes.ff_kernels.errors import ShapeError
+from fusionframes.ff_kernels.models import configs
+from fusionframes.ff_kernels.models.movq import MoVQ
+from fusionframes.ff_kernels.verify import fill_weights
+
+# Paper table 3 and the flags that give each row; parameters counted on the authors' class.
+TABLE = {
+    "image": ({}, 161_118_211),
+    "conv_3x1x1": ({"temporal": True, "temporal_kernel_size": (3, 1, 1)}, 203_210_271),
+    "conv_3x3x3": ({"temporal": True}, 539_803_167),
+    "conv_3x1x1_attention": (
+        {"temporal": True, "temporal_kernel_size": (3, 1, 1), "temporal_attention_block": True}, 220_053_023
+    ),
+    "conv_3x3x3_attention": ({"temporal": True, "temporal_attention_block": True}, 556_645_919),
+    "resnet_attention": ({"temporal_blocks": True, "temporal_attention_block": True}, 220_268_035),
+    "inflated_3d": ({"build_3D_decoder": True}, 419_461_123),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_decoder_of_every_table_row_has_the_counted_parameters(name):
+    flags, parameters = TABLE[name]
+    decoder = MoVQ(replace(configs.MOVQ, **flags), device="meta").decoder
+    assert sum(p.numel() for p in decoder.parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_decoder_of_every_table_row_runs_and_sees_time_only_inside_a_clip(name):
+    flags, _ = TABLE[name]
+    movq = fill_weights(MoVQ(replace(MOVQ, **flags)), 0)
+    latents = draw(6, 4, 4, 6)
+    pixels = movq.decode(latents, frames=3)
+    assert pixels.shape == (6, 3, 8, 12)
+    assert relative(movq.decode(latents[:3], frames=3), pixels[:3]) < 1e-5
+    changed = latents.clone()
+    changed[5] += 1
+    moved = (movq.decode(changed, frames=3) - pixels).flatten(1).norm(dim=1)
+    assert (moved[:3] == 0).all()
+    assert moved[5] > 0
+    assert (moved[3:5] > 0).all() == (name != "image")
+
+
+def test_shared_map_follows_frame_zero_of_each_clip():
+    movq = fill_weights(MoVQ(MOVQ), 0)
+    latents = draw(4, 4, 4, 4)
+    exact, shared = movq.decode(latents, frames=2), movq.decode(latents, frames=2, shared_map=True)
+    assert torch.allclose(exact[0::2], shared[0::2], atol=1e-5)
+    assert relative(shared[1::2], exact[1::2]) > 1e-3
+
+
+def test_image_decoder_does_not_depend_on_the_split():
+    movq = fill_weights(MoVQ(MOVQ), 0)
+    latents = draw(5, 4, 4, 4)
+    parts = torch.cat([movq.decode(part) for part in latents.split(2)])
+    assert relative(parts, movq.decode(latents)) < 1e-5
+
+
+def test_channels_last_and_float64_agree_with_float32():
+    movq = fill_weights(MoVQ(VIDEO_MOVQ), 0)
+    latents = draw(3, 4, 4, 4)
+    expected = movq.double().decode(latents.double())
+    movq.float()
+    assert relative(movq.decode(latents), expected) < 1e-5
+    assert relative(movq.decode(latents.contiguous(memory_format=torch.channels_last)), expected) < 1e-5
+
+
+def test_encode_odd_side_names_the_multiple():
+    with pytest.raises(ShapeError, match="multiples of 2"):
+        MoVQ(MOVQ).encode(draw(1, 3, 8, 7))
+
+
+def test_decode_wrong_channels_names_the_shape():
+    with pytest.raises(ShapeError, match=r"\[2, 16, 4, 4\]"):
+        MoVQ(MOVQ).decode(draw(2, 16, 4, 4))

@@ -1,0 +1,122 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.tiny import draw
+
+from fusionframes.ff_kernels.errors import InputError
+from fusionframes.ff_kernels.sampling.guidance import guided, mix_text, mix_text_image
+from fusionframes.ff_kernels.sampling.noise import SeededNoise
+from fusionframes.ff_kernels.sampling.samplers import (
+    Stopped,
+    add_noise,
+    clip_to_quantile,
+    clip_to_range,
+    denoised_from_eps,
+    denoised_from_v,
+    sample_ddpm,
+)
+from fusionframes.ff_kernels.sampling.schedule import make_schedule_v10, make_schedule_v11
+
+TARGET = draw(3, 4, 2, 2, seed=9).clamp(-1, 1)
+
+
+def oracle(schedule, is_v):
+    """A network that knows the clean sample."""
+
+    def predict(x, step):
+        signal, noise = schedule.signal[step], schedule.noise[step]
+        eps = (x - signal * TARGET) / noise
+        return signal * eps - noise * TARGET if is_v else eps
+
+    return predict
+
+
+@pytest.mark.parametrize(("schedule", "is_v"), [
+    (make_schedule_v10(20), False), (make_schedule_v10(20), True), (make_schedule_v11(20, "leading"), False),
+    (make_schedule_v11(10, "trailing"), True)], ids=["v10_eps", "v10_v", "v11_eps", "v11_v"])
+def test_sample_ddpm_with_a_perfect_network_ends_at_the_sample(schedule, is_v):
+    out = sample_ddpm(oracle(schedule, is_v), draw(*TARGET.shape), schedule, SeededNoise([0]), clip=clip_to_range,
+                      denoise=denoised_from_v if is_v else denoised_from_eps)
+    assert torch.allclose(out, TARGET, atol=2e-3)
+
+
+def test_sample_ddpm_callback_sees_every_step_and_stops():
+    schedule, seen = make_schedule_v10(6), []
+
+    def run(stop_at):
+        seen.clear()
+        return sample_ddpm(oracle(schedule, False), draw(*TARGET.shape), schedule, SeededNoise([0]),
+                           denoise=denoised_from_eps, clip=clip_to_range,
+                           callback=lambda i, n, x0: seen.append((i, n, tuple(x0.shape))) or i == stop_at)
+
+    run(None)
+    assert seen == [(i, 6, (3, 4, 2, 2)) for i in range(1, 7)]
+    with pytest.raises(Stopped, match="step 2 of 6"):
+        run(2)
+    assert len(seen) == 2
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.1, 8), st.integers(0, 10))
+def test_clip_to_quantile_is_per_sample_and_bounded(scale, seed):
+    x = draw(2, 4, 3, 3, seed=seed) * torch.tensor([1.0, scale])[:, None, None, None]
+    out = clip_to_quantile(x)
+    limits = torch.quantile(x.flatten(1).abs(), 0.98, dim=1).clamp(min=1)
+    expected = torch.stack([part.clamp(-limit, limit) / limit for part, limit in zip(x, limits, strict=True)])
+    assert torch.equal(out, expected)
+    assert out.abs().max() <= 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 2**62), min_size=1, max_size=4), st.integers(1, 3))
+def test_seeded_noise_gives_a_clip_the_same_stream_in_any_batch(seeds, frames):
+    together = SeededNoise(seeds)
+    batches = [together.normal((len(seeds) * frames, 2)), together.uniform((len(seeds), 3))]
+    for i, seed in enumerate(seeds):
+        alone = SeededNoise([seed])
+        assert torch.equal(alone.normal((frames, 2)), batches[0][i * frames : (i + 1) * frames])
+        assert torch.equal(alone.uniform((1, 3)), batches[1][i : i + 1])
+
+
+def test_seeded_noise_leaves_the_global_generator_alone():
+    before = torch.random.get_rng_state()
+    SeededNoise([1]).normal((4, 4))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_seeded_noise_uneven_share_is_refused():
+    with pytest.raises(ValueError, match=r"2 clips divide, got \[3, 1\]"):
+        SeededNoise([0, 1]).normal((3, 1))
+
+
+def test_add_noise_is_the_forward_process():
+    schedule = make_schedule_v11(50, "leading")
+    noised = add_noise(torch.ones(1000), draw(1000), schedule, 20)
+    assert noised.mean().item() == pytest.approx(0.9981142282**0.5, abs=0.01)
+
+
+@given(st.floats(0, 10))
+def test_mix_text_of_equal_branches_changes_nothing(scale):
+    x = draw(2, 3)
+    assert torch.allclose(mix_text(x, x, scale), x, atol=1e-4)
+    assert torch.equal(mix_text(x, -x, 0.0), x)
+
+
+@given(st.floats(0, 5), st.floats(0, 5))
+def test_mix_text_image_weights_sum_to_one(scale, image):
+    x = draw(2, 3)
+    assert torch.allclose(mix_text_image(x, x, x, scale, image), x, atol=1e-4)
+    assert torch.equal(mix_text_image(x, -x, 5 * x, 1.0, 1.0), x)
+
+
+def test_guided_stacked_and_sequential_branches_agree():
+    parts = [lambda x, step: x + step, lambda x, step: 2 * x]
+    stacked = guided([lambda x, step: torch.cat([p(x, step) for p in parts])], lambda a, b: mix_text(a, b, 3.0), [2])
+    apart = guided(parts, lambda a, b: mix_text(a, b, 3.0), [1, 1])
+    assert torch.equal(stacked(draw(4, 2), 5), apart(draw(4, 2), 5))
+
+
+def test_guided_wrong_counts_are_refused():
+    with pytest.raises(InputError, match=r"\[1\]"):
+        guided([lambda x, step: x] * 2, mix_text, [1])

@@ -1,0 +1,185 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.tiny import (
+    INTERPOLATION_V10,
+    INTERPOLATION_V11,
+    KEYFRAME_V10,
+    KEYFRAME_V11,
+    MOVQ,
+    VIDEO_MOVQ,
+    context,
+    draw,
+    relative,
+    unet,
+)
+
+from fusionframes.ff_kernels.errors import InputError
+from fusionframes.ff_kernels.models.movq import MoVQ
+from fusionframes.ff_kernels.sampling.noise import SeededNoise
+from fusionframes.ff_kernels.sampling.samplers import Stopped
+from fusionframes.ff_kernels.stages import (
+    Run,
+    Text,
+    chunk_sizes,
+    decode,
+    interpolate,
+    sample_keyframes_v10,
+    sample_keyframes_v11,
+    sample_picture_v11,
+)
+from fusionframes.ff_kernels.verify import fill_weights
+
+NULL = draw(24, seed=5)
+SIZE = (4, 6)
+
+
+def texts(clips: int) -> Text:
+    return Text.of(*context(clips))
+
+
+def keyframes_v10(clips, seeds, **run):
+    text = Text(*(t[clips] for t in vars(texts(2)).values()))
+    return sample_keyframes_v10(unet(KEYFRAME_V10), text, text.unconditional(NULL), Run(SeededNoise(seeds), **run),
+                                size=SIZE, num_frames=3, steps=4)
+
+
+def keyframes_v11(clips, seeds, **run):
+    text = Text(*(t[clips] for t in vars(texts(2)).values()))
+    first = draw(2, 4, *SIZE, seed=3)[clips]
+    return sample_keyframes_v11(unet(KEYFRAME_V11), text, text.unconditional(NULL), first,
+                                Run(SeededNoise(seeds), **run), num_frames=3, steps=4)
+
+
+def pictures_v11(clips, seeds, **run):
+    text = Text(*(t[clips] for t in vars(texts(2)).values()))
+    return sample_picture_v11(unet(KEYFRAME_V11), text, text.unconditional(NULL), Run(SeededNoise(seeds), **run),
+                              size=SIZE, steps=4)
+
+
+def video(config):
+    def run_video(clips, seeds, **run):
+        text = Text(*(t[clips] for t in vars(texts(2)).values()))
+        keyframes = draw(2, 3, 4, *SIZE, seed=4)[clips]
+        return interpolate(unet(config), keyframes, text, NULL, Run(SeededNoise(seeds), **run), skip_frames=3, steps=4)
+
+    return run_video
+
+
+STAGES = {"keyframes_v10": keyframes_v10, "keyframes_v11": keyframes_v11, "pictures_v11": pictures_v11,
+          "video_v10": video(INTERPOLATION_V10), "video_v11": video(INTERPOLATION_V11)}  # fmt: skip
+BOTH = slice(0, 2)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stacked_and_sequential_branches_agree(name):
+    stage = STAGES[name]
+    assert relative(stage(BOTH, [7, 8], stacked=False), stage(BOTH, [7, 8], stacked=True)) < 1e-3
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_clip_is_the_same_alone_and_in_a_batch(name):
+    stage = STAGES[name]
+    together = stage(BOTH, [7, 8])
+    for i, seed in enumerate((7, 8)):
+        assert relative(stage(slice(i, i + 1), [seed])[0], together[i]) < 1e-3
+    assert relative(together[0], together[1]) > 0.1
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_same_seed_repeats_bit_for_bit_and_a_stop_leaves_no_result(name):
+    stage = STAGES[name]
+    assert torch.equal(stage(BOTH, [1, 2]), stage(BOTH, [1, 2]))
+    with pytest.raises(Stopped):
+        stage(BOTH, [1, 2], callback=lambda step, total, x0: step == 2)
+    assert torch.equal(stage(BOTH, [1, 2]), stage(BOTH, [1, 2]))
+
+
+def test_prompts_of_other_lengths_in_a_batch_change_nothing():
+    # The pooling mean divides by each prompt's own length, so padding to a longer neighbour is invisible.
+    long, short = context(1, 8), context(1, 4, seed=6)
+    stacked = Text.stack([Text.of(*long), Text.of(*short)])
+    run = {"size": SIZE, "num_frames": 3, "steps": 3}
+    network = unet(KEYFRAME_V10)
+    both = sample_keyframes_v10(network, stacked, stacked.unconditional(NULL), Run(SeededNoise([1, 2])), **run)
+    text = Text.of(*short)
+    alone = sample_keyframes_v10(network, text, text.unconditional(NULL), Run(SeededNoise([2])), **run)
+    assert relative(both[1], alone[0]) < 1e-3
+
+
+@pytest.mark.parametrize("config", [INTERPOLATION_V10, INTERPOLATION_V11], ids=["v10", "v11"])
+def test_interpolate_keeps_keyframes_bit_for_bit_over_two_passes(config):
+    keyframes, text = draw(1, 3, 4, *SIZE), texts(1)
+    once = interpolate(unet(config), keyframes, text, NULL, Run(SeededNoise([1])), skip_frames=3, steps=3)
+    twice = interpolate(unet(config), once, text, NULL, Run(SeededNoise([2])), skip_frames=1, steps=3)
+    assert torch.equal(once[:, ::4], keyframes)
+    assert torch.equal(twice[:, ::16], keyframes)
+    assert twice.shape[1] == 33
+
+
+def test_interpolate_v11_without_text_is_refused():
+    with pytest.raises(InputError, match="expected a prompt"):
+        interpolate(unet(INTERPOLATION_V11), draw(1, 3, 4, *SIZE), None, NULL, Run(SeededNoise([1])), skip_frames=3)
+
+
+def test_noise_of_the_first_frame_is_uniform_as_released_or_normal():
+    class Recording(SeededNoise):
+        kinds = ()
+
+        def normal(self, shape):
+            self.kinds += ("normal",)
+            return super().normal(shape)
+
+        def uniform(self, shape):
+            self.kinds += ("uniform",)
+            return super().uniform(shape)
+
+    for uniform, kind in ((True, "uniform"), (False, "normal")):
+        noise, text = Recording([0]), texts(1)
+        sample_keyframes_v11(unet(KEYFRAME_V11), text, text.unconditional(NULL), draw(1, 4, *SIZE), Run(noise),
+                             num_frames=3, steps=2, uniform_noise=uniform)
+        assert noise.kinds[:2] == ("normal", kind)
+
+
+@given(st.integers(4, 400))
+def test_chunk_sizes_are_those_of_torch_chunk(frames):
+    assert chunk_sizes(frames) == [len(part) for part in torch.zeros(frames).chunk(frames // 4)]
+
+
+@given(st.integers(1, 3))
+def test_chunk_sizes_of_short_clips_stay_whole(frames):
+    assert chunk_sizes(frames) == [frames]
+
+
+@given(st.integers(1, 23), st.integers(1, 9), st.integers(0, 3))
+def test_decode_covers_every_frame_once_whatever_the_chunks(frames, chunk, overlap):
+    class Counting(torch.nn.Module):
+        config = MOVQ
+
+        def decode(self, latents, shared_map):
+            return latents[:, :3].repeat_interleave(2, 2).repeat_interleave(2, 3) * 2 - 1
+
+    latents = torch.arange(frames).reshape(-1, 1, 1, 1).expand(frames, 4, 2, 2) / max(1, frames)
+    if overlap >= min(chunk, frames):
+        with pytest.raises(InputError, match=f"got {overlap}"):
+            decode(Counting(), latents, chunk=chunk, overlap=overlap)
+        return
+    out = decode(Counting(), latents, chunk=chunk, overlap=overlap)
+    assert torch.allclose(out[:, 0, 0, 0], latents[:, 0, 0, 0], atol=1e-6)
+
+
+def test_decode_stops_between_chunks():
+    movq = fill_weights(MoVQ(MOVQ), 0)
+    seen = []
+    with pytest.raises(Stopped, match="frame 4 of 6"):
+        decode(movq, draw(6, 4, 2, 2), chunk=2, should_stop=lambda done, total: seen.append(done) or done == 4)
+    assert seen == [2, 4]
+
+
+def test_decode_overlap_softens_the_seam_of_a_video_decoder():
+    movq = fill_weights(MoVQ(VIDEO_MOVQ), 0)
+    latents = draw(8, 4, 2, 2)
+    whole = decode(movq, latents, chunk=8)
+    hard, soft = decode(movq, latents, chunk=4), decode(movq, latents, chunk=4, overlap=2)
+    assert (soft[3:5] - whole[3:5]).norm() < (hard[3:5] - whole[3:5]).norm()
