@@ -52,13 +52,21 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what the video shows, in English")
-    parser.add_argument("-o", "--output", type=Path, required=True,
-                        help="file to write: .mp4, .webm, .gif, or .png for a numbered sequence")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="file to write: .mp4, .webm, .gif, or .png for a numbered sequence",
+    )
     parser.add_argument("--model", type=Path, help="folder of released or converted weights (default: the demo model)")
     parser.add_argument("--negative", help="what the video should not show (release 1.0)")
     parser.add_argument("--image", type=Path, help="picture to start from (release 1.1)")
-    parser.add_argument("--fps", choices=("low", "medium", "high"),
-                        help="2, 8 or 30 frames per second: 0, 1 or 2 interpolation passes (default: low, demo high)")
+    parser.add_argument(
+        "--fps",
+        choices=("low", "medium", "high"),
+        help="2, 8 or 30 frames per second: 0, 1 or 2 interpolation passes (default: low, demo high)",
+    )
     parser.add_argument("--steps", type=int, help="sampling steps, 1..1000 (default 50; interpolation of 1.1: 10)")
     parser.add_argument("--guidance", type=float, help="text guidance w of (w+1)*cond - w*uncond (default 5, demo 2)")
     parser.add_argument("--image-guidance", type=float, default=2.0, help="weight of the first frame, 1.1 (default 2)")
@@ -71,10 +79,16 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of the U-Nets (default: float16 on cuda, else float32)")
     parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
-    parser.add_argument("--mend", action="store_true",
-                        help="mend the releases' mistakes that show: seams, black bars, 8-bit steps, uniform noise")
-    parser.add_argument("--low-memory", action="store_true",
-                        help="run guidance branches one by one and free every network after its stage")
+    parser.add_argument(
+        "--mend",
+        action="store_true",
+        help="mend the releases' mistakes that show: seams, black bars, 8-bit steps, uniform noise",
+    )
+    parser.add_argument(
+        "--low-memory",
+        action="store_true",
+        help="run guidance branches one by one and free every network after its stage",
+    )
     parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
     parser.set_defaults(run=run_generate)
 
@@ -93,8 +107,9 @@ def run_generate(options: argparse.Namespace) -> int:
     settings = pipeline.resolve(_settings(options))
     decoder = {None: None, "image": "movq", "video": "video_movq"}[options.decoder]
     with _Bars() as bars:
-        clip = pipeline.generate(options.prompt, settings, negative=options.negative, picture=picture,
-                                 decoder=decoder, progress=bars)
+        clip = pipeline.generate(
+            options.prompt, settings, negative=options.negative, picture=picture, decoder=decoder, progress=bars
+        )
     written = write_frames(clip.frames, options.output, clip.fps)
     if options.storyboard is not None:
         keyframes = pipeline.decode(clip.keyframes.to(pipeline.device), settings, decoder=decoder)
@@ -102,10 +117,14 @@ def run_generate(options: argparse.Namespace) -> int:
         write_image(contact_sheet(keyframes, times=[i * spacing for i in range(len(keyframes))]), options.storyboard)
     height, width = clip.frames.shape[1:3]
     where = written[0] if len(written) == 1 else f"{written[0]} .. {written[-1].name}"
-    print(f"{where}: {len(clip.frames)} frames of {width} x {height} at {clip.fps:g} frames per second, "
-          f"seed {settings.seed}")
-    print(", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in clip.seconds.items())
-          + f", {sum(clip.seconds.values()):.1f} s in all; peak memory {_peak_memory(pipeline.device)}")
+    print(
+        f"{where}: {len(clip.frames)} frames of {width} x {height} at {clip.fps:g} frames per second, "
+        f"seed {settings.seed}"
+    )
+    print(
+        ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in clip.seconds.items())
+        + f", {sum(clip.seconds.values()):.1f} s in all; peak memory {_peak_memory(pipeline.device)}"
+    )
     return 0
 
 
@@ -124,13 +143,16 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
     choices = {"device": device, "dtype": getattr(torch, name), "keeps_networks": not options.low_memory}
     if options.model is not None:
         return Pipeline.from_folder(options.model, **choices)
-    print("no --model given: using the demo model, which knows one moving shape on a plain background, such as "
-          "'a large purple triangle moves up on a white background'", file=sys.stderr)
+    print(
+        "no --model given: using the demo model, which knows one moving shape on a plain background, such as "
+        "'a large purple triangle moves up on a white background'",
+        file=sys.stderr,
+    )
     return demo_pipeline(**choices)
 
 
 def _settings(options: argparse.Namespace) -> Any:
-    from .pipeline import Settings
+    from .settings import Settings
 
     return Settings(
         fps=options.fps, width=options.width, height=options.height, steps=options.steps,
@@ -278,8 +300,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe (head, less) left: not an error, but Python would report it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
-    except MemoryError:
-        print("fusionframes: the machine ran out of memory: try --low-memory or a smaller size", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        # torch reports an exhausted device as a RuntimeError of its own; any other one is a defect to be seen.
+        if isinstance(error, RuntimeError) and "out of memory" not in str(error) and "allocate" not in str(error):
+            raise
+        print("fusionframes: out of memory: try --low-memory, --fps low or a smaller size", file=sys.stderr)
         return EXIT_ERROR
 
 

@@ -384,9 +384,7 @@ def _rgb(image: Image.Image, path: Path) -> np.ndarray:
         # 16 bit grey: `convert("RGB")` would clip it at 255.
         grey = np.asarray(image).astype(np.float32) / 65535
         if image.mode == "F" or grey.min() < 0 or grey.max() > 1:
-            raise InputError(
-                f"expected 8 or 16 bits per channel in '{path}', got 32: convert the image first"
-            )
+            raise InputError(f"expected 8 or 16 bits per channel in '{path}', got 32: convert the image first")
         return np.repeat(grey[..., None], 3, axis=-1)
     if image.has_transparency_data:
         rgba = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoints.detection import NAMES, WHERE, Kind, detect
-from .checkpoints.reading import INDEX_SUFFIX, SUFFIXES, Contents, read_contents
+from .checkpoints.reading import INDEX_SUFFIX, SUFFIXES, Contents, read_contents, shard_names
 from .errors import CheckpointError, InputError
 
 TOKENIZER_NAME = "spiece.model"
@@ -35,8 +35,9 @@ class ModelFiles:
             CheckpointError: if the folder has none.
         """
         if stage not in self.files:
-            places = " or ".join(where for (name, family), where in WHERE.items()
-                                 if name == stage and family in ("", self.family))
+            places = " or ".join(
+                where for (name, family), where in WHERE.items() if name == stage and family in ("", self.family)
+            )
             raise CheckpointError(
                 f"expected {NAMES[stage]} of release {self.family} in '{self.folder}', found none: put {places} there"
             )
@@ -44,15 +45,16 @@ class ModelFiles:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """List weights one and two levels down; shards are represented by their index."""
-    places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
+    """List weights one and two levels down; shards are represented by their index, hidden files are left out."""
+    places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))]
     found: list[Path] = []
     for place in places:
-        indices = sorted(place.glob(f"*{INDEX_SUFFIX}"))
-        if indices:
-            found.append(place if len(indices) > 1 else indices[0])
-            continue
-        found += sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)
+        files = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))
+        indices = [p for p in files if p.name.endswith(INDEX_SUFFIX)]
+        shards = {name for index in indices for name in shard_names(index).values()}
+        # A repository may hold the same shards twice; safetensors is the safer copy.
+        found += [p for p in indices if "safetensors" in p.name] or indices
+        found += [p for p in files if p.suffix.lower() in SUFFIXES and p.name not in shards]
     return found
 
 

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from .checkpoints.loading import Loaded, load_contents
+from .decoding import chunk_sizes, decode
 from .errors import InputError
 from .model_files import ModelFiles, find_models
 from .models.text_encoder import project_context
 from .pictures import fit_as_released, fit_covering
 from .sampling.noise import SeededNoise
 from .sampling.samplers import Callback
+from .settings import LEVELS, Settings, resolve_settings
 from .stages import (
     SKIP_FRAMES,
     Run,
     Text,
-    chunk_sizes,
-    decode,
     interpolate,
     sample_keyframes_v10,
     sample_keyframes_v11,
@@ -30,49 +30,10 @@ from .stages import (
 )
 from .tokenizer import MAX_TOKENS, Tokenizer
 
-# Interpolation passes and frames per second of each level (paper section 4.3: 2 to 8 to 30 frames per second).
-LEVELS = {"low": (0, 2.0), "medium": (1, 8.0), "high": (2, 30.0)}
 # Called after every step with the stage, the steps done and the steps in all; True stops the run.
 Progress = Callable[[str, int, int], bool | None]
 # Mended decoding: frames that neighbouring chunks of a video decoder share.
 BLEND_FRAMES = 2
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a clip is made with; None takes the model's own default.
-
-    Attributes:
-        fps: "low", "medium" or "high": 0, 1 or 2 interpolation passes, shown at 2, 8 or 30 frames per second.
-        width: pixels, a multiple of ``Pipeline.multiple``.
-        height: pixels, a multiple of ``Pipeline.multiple``.
-        steps: sampling steps of the keyframes (and, release 1.0, of the interpolation).
-        guidance_scale: w of the keyframes, 0 and up; 5 acts as a "cfg" of 6.
-        image_guidance: release 1.1: weight of the first frame.
-        interpolation_guidance: w of the interpolation; more than about 0.5 collapses onto the keyframes.
-        motion_score: release 1.1: 1, 10, 50 or 100.
-        noise_level: release 1.1: diffusion steps of noise on the first frame.
-        num_frames: keyframes; default what the network was trained on.
-        seed: 0 .. 2**63 - 1.
-        is_mended: mend the releases' mistakes that show in pictures instead of keeping them: chunk seams and
-            frame-0 attention of the 1.1 decoder, uniform noise on the first frame, black bars around a small
-            picture, 8-bit truncation on the way (paper.md, section 5).
-        is_stacked: run guidance branches in one batch; False needs less memory.
-    """
-
-    fps: str | None = None
-    width: int | None = None
-    height: int | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-    image_guidance: float = 2.0
-    interpolation_guidance: float | None = None
-    motion_score: int = 10
-    noise_level: int = 20
-    num_frames: int | None = None
-    seed: int = 0
-    is_mended: bool = False
-    is_stacked: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,8 +70,15 @@ class Pipeline:
         defaults: settings to start from where the caller's are None.
     """
 
-    def __init__(self, models: ModelFiles, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
-                 keeps_networks: bool = True, defaults: Settings | None = None) -> None:
+    def __init__(
+        self,
+        models: ModelFiles,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        keeps_networks: bool = True,
+        defaults: Settings | None = None,
+    ) -> None:
         self.models, self.device, self.dtype = models, torch.device(device), dtype
         self.family = models.family
         self.keeps_networks = keeps_networks
@@ -152,31 +120,9 @@ class Pipeline:
         return keyframe.side_multiple * movq.factor
 
     def resolve(self, settings: Settings) -> Settings:
-        """Fill in the model's defaults and check every value.
-
-        Raises:
-            InputError: naming the setting, what it may be and what it was.
-        """
-        filled = {k: getattr(self.defaults, k) for k, v in vars(settings).items() if v is None}
-        settings = replace(settings, **filled)
-        if settings.fps not in LEVELS:
-            raise InputError(f"expected fps low, medium or high, got {settings.fps!r}: choose one of them")
-        for name in ("width", "height"):
-            value = getattr(settings, name)
-            if value <= 0 or value % self.multiple:
-                near = max(1, round(value / self.multiple)) * self.multiple
-                raise InputError(
-                    f"expected a {name} that is a positive multiple of {self.multiple} pixels, got {value}: take {near}"
-                )
-        if settings.steps is not None and not 1 <= settings.steps <= 1000:
-            raise InputError(f"expected 1 to 1000 steps, got {settings.steps}: the releases use 50")
-        if not 0 <= settings.seed < 2**63:
-            raise InputError(f"expected a seed from 0 to 2**63 - 1, got {settings.seed}: choose one in this range")
+        """Fill in the model's defaults and check every value; see ``resolve_settings``."""
         trained = self.models.require("keyframe")[1].config.num_frames
-        frames = settings.num_frames or trained
-        if frames < 1 or (settings.fps != "low" and frames < 2):
-            raise InputError(f"expected at least 2 keyframes for fps {settings.fps}, got {frames}: ask for more")
-        return replace(settings, num_frames=frames, guidance_scale=_or(settings.guidance_scale, 5.0))
+        return resolve_settings(settings, self.defaults, self.multiple, trained)
 
     def _latent_size(self, settings: Settings) -> tuple[int, int]:
         factor = self.models.require(self.decoder_stage)[1].config.factor
@@ -218,7 +164,7 @@ class Pipeline:
         is_bad = ~hidden.isfinite().all(dim=2).all(dim=1)
         if is_bad.any():
             # Release 1.0: a prompt whose encoding overflows becomes an empty context; we say so.
-            warnings.warn("the text encoder overflowed and the prompt is ignored: use bfloat16 or float32", stacklevel=3)
+            warnings.warn("the text encoder overflowed, the prompt is ignored: use bfloat16 or float32", stacklevel=3)
             hidden, mask = torch.where(is_bad[:, None, None], 0, hidden), torch.where(is_bad[:, None], 0, mask)
         context, mask = project_context(hidden, mask, self._projection())
         counted = (mask.sum(dim=1) + 1).clamp(max=MAX_TOKENS)
@@ -245,8 +191,15 @@ class Pipeline:
         return text.unconditional(null_embedding)
 
     @torch.inference_mode()
-    def sample_keyframes(self, text: Text, settings: Settings, *, negative: Text | None = None,
-                         first_frame: Tensor | None = None, callback: Callback | None = None) -> Tensor:
+    def sample_keyframes(
+        self,
+        text: Text,
+        settings: Settings,
+        *,
+        negative: Text | None = None,
+        first_frame: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
         """Return keyframe latents ``[B, T, 4, h, w]``; clip i of a batch is the clip of ``seed + i`` alone.
 
         Args:
@@ -261,14 +214,28 @@ class Pipeline:
         null = negative or self._null(text, loaded.null_embedding, "keyframe")
         if self.family == "1.0":
             return sample_keyframes_v10(
-                loaded.network, text, null, run, size=self._latent_size(settings), num_frames=settings.num_frames,
-                guidance_scale=settings.guidance_scale, steps=_or(settings.steps, 50),
+                loaded.network,
+                text,
+                null,
+                run,
+                size=self._latent_size(settings),
+                num_frames=settings.num_frames,
+                guidance_scale=settings.guidance_scale,
+                steps=_or(settings.steps, 50),
             )
         return sample_keyframes_v11(
-            loaded.network, text, null, first_frame, run, num_frames=settings.num_frames,
-            guidance_scale=settings.guidance_scale, image_guidance=settings.image_guidance,
-            motion_score=settings.motion_score, noise_level=settings.noise_level,
-            uniform_noise=not settings.is_mended, steps=_or(settings.steps, 50),
+            loaded.network,
+            text,
+            null,
+            first_frame,
+            run,
+            num_frames=settings.num_frames,
+            guidance_scale=settings.guidance_scale,
+            image_guidance=settings.image_guidance,
+            motion_score=settings.motion_score,
+            noise_level=settings.noise_level,
+            uniform_noise=not settings.is_mended,
+            steps=_or(settings.steps, 50),
         )
 
     @torch.inference_mode()
@@ -278,8 +245,15 @@ class Pipeline:
         run = self._run(settings, 1, 1, callback)
         # Release 1.1: the first frame is drawn at twice the size asked for (latent side height // 4).
         size = tuple(2 * side for side in self._latent_size(settings))
-        latents = sample_picture_v11(loaded.network, text, self._null(text, loaded.null_embedding, "keyframe"), run,
-                                     size=size, guidance_scale=settings.guidance_scale, steps=_or(settings.steps, 50))
+        latents = sample_picture_v11(
+            loaded.network,
+            text,
+            self._null(text, loaded.null_embedding, "keyframe"),
+            run,
+            size=size,
+            guidance_scale=settings.guidance_scale,
+            steps=_or(settings.steps, 50),
+        )
         return decode(self.network("movq").network, latents.float())[0].permute(1, 2, 0).cpu()
 
     @torch.inference_mode()
@@ -291,8 +265,16 @@ class Pipeline:
         return self.network(stage).network.encode(pixels.to(self.device))
 
     @torch.inference_mode()
-    def interpolate(self, keyframes: Tensor, settings: Settings, *, passes: int = 1, first: int = 0,
-                    text: Text | None = None, callback: Callback | None = None) -> Tensor:
+    def interpolate(
+        self,
+        keyframes: Tensor,
+        settings: Settings,
+        *,
+        passes: int = 1,
+        first: int = 0,
+        text: Text | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
         """Return ``[B, T', 4, h, w]`` latents, T to 4T - 3 per pass; the frames given stay as they are.
 
         Args:
@@ -305,20 +287,35 @@ class Pipeline:
         """
         loaded = self.network("interpolation")
         if loaded.null_embedding is None:
-            raise InputError(f"expected a null embedding in the interpolation file of '{self.models.folder}', found "
-                             "none: convert the authors' file, which holds one")
+            raise InputError(
+                f"expected a null embedding in the interpolation file of '{self.models.folder}', found "
+                "none: convert the authors' file, which holds one"
+            )
         null = loaded.null_embedding.to(self.dtype)
         for i in range(first, first + passes):
             run = self._run(settings, keyframes.shape[0], 2 + i % 2, callback)
             steps = settings.steps if self.family == "1.0" else None
-            keyframes = interpolate(loaded.network, keyframes, text, null, run, steps=steps,
-                                    skip_frames=SKIP_FRAMES[min(i, len(SKIP_FRAMES) - 1)],
-                                    guidance_scale=settings.interpolation_guidance)
+            keyframes = interpolate(
+                loaded.network,
+                keyframes,
+                text,
+                null,
+                run,
+                steps=steps,
+                skip_frames=SKIP_FRAMES[min(i, len(SKIP_FRAMES) - 1)],
+                guidance_scale=settings.interpolation_guidance,
+            )
         return keyframes
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor, settings: Settings, *, decoder: str | None = None,
-               should_stop: Callable[[int, int], bool | None] | None = None) -> Tensor:
+    def decode(
+        self,
+        latents: Tensor,
+        settings: Settings,
+        *,
+        decoder: str | None = None,
+        should_stop: Callable[[int, int], bool | None] | None = None,
+    ) -> Tensor:
         """Return frames ``[F, H, W, 3]`` in 0..1 of one clip's latents ``[F, 4, h, w]``.
 
         Args:
@@ -331,13 +328,25 @@ class Pipeline:
         network = self.network(stage).network
         blends = settings.is_mended and network.config.is_video
         overlap = min(BLEND_FRAMES, chunk_sizes(len(latents))[0] - 1) if blends else 0
-        frames = decode(network, latents.float(), shared_map=self.family == "1.1" and not settings.is_mended,
-                        overlap=overlap, should_stop=should_stop)
+        frames = decode(
+            network,
+            latents.float(),
+            shared_map=self.family == "1.1" and not settings.is_mended,
+            overlap=overlap,
+            should_stop=should_stop,
+        )
         return frames.permute(0, 2, 3, 1).cpu()
 
-    def generate(self, prompt: str, settings: Settings | None = None, *, negative: str | None = None,
-                 picture: Tensor | None = None, decoder: str | None = None,
-                 progress: Progress | None = None) -> Clip:
+    def generate(
+        self,
+        prompt: str,
+        settings: Settings | None = None,
+        *,
+        negative: str | None = None,
+        picture: Tensor | None = None,
+        decoder: str | None = None,
+        progress: Progress | None = None,
+    ) -> Clip:
         """Make one clip from a prompt (release 1.0 and 1.1) and, release 1.1, a picture to start from.
 
         Args:
@@ -367,8 +376,9 @@ class Pipeline:
                     picture = self.sample_picture(text, settings, clock.step)
                 first_frame = self.encode_picture(picture, settings)
         with clock("keyframes"):
-            keyframes = self.sample_keyframes(text, settings, negative=negatives, first_frame=first_frame,
-                                              callback=clock.step)
+            keyframes = self.sample_keyframes(
+                text, settings, negative=negatives, first_frame=first_frame, callback=clock.step
+            )
         latents = keyframes
         for i in range(passes):
             with clock(f"interpolation {i + 1}"):
@@ -379,11 +389,15 @@ class Pipeline:
 
     def _check_inputs(self, negative: str | None, picture: Tensor | None, passes: int, decoder: str | None) -> None:
         if self.family == "1.0" and picture is not None:
-            raise InputError("expected no start picture for release 1.0, which reads text only, got one: leave it out "
-                             "or use release 1.1")
+            raise InputError(
+                "expected no start picture for release 1.0, which reads text only, got one: leave it out "
+                "or use release 1.1"
+            )
         if self.family == "1.1" and negative:
-            raise InputError("expected no negative prompt for release 1.1, which was not trained to read one, got one: "
-                             "leave it out or use release 1.0")
+            raise InputError(
+                "expected no negative prompt for release 1.1, which was not trained to read one, got one: "
+                "leave it out or use release 1.0"
+            )
         needed = ["text_encoder", "keyframe", decoder or self.decoder_stage] + (["interpolation"] if passes else [])
         needed += ["movq"] if self.family == "1.1" and picture is None else []
         for stage in needed:

@@ -1,10 +1,10 @@
-"""The stages between tensors: text to keyframes, keyframes to video, latents to frames; no files, no sizes in pixels.
+"""The sampling stages between tensors: text to keyframes, keyframes to video; no files, no sizes in pixels.
 
 Every stage takes networks, tensors and a noise source, so that it can be run alone, checked against reference
 numbers, or wrapped by a host. B clips, T frames, G gaps, N samples, h and w latent sides.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,6 @@ from .errors import InputError
 from .models.conditions import Conditions
 from .models.interpolation_unet import InterpolationUNet
 from .models.keyframe_unet import KeyframeUNet, keyframe_positions
-from .models.movq import MoVQ
 from .models.text_encoder import null_context
 from .models.unet import UNet
 from .sampling.gaps import join_gaps, split_gaps
@@ -22,7 +21,6 @@ from .sampling.guidance import Predict, guided, mix_text, mix_text_image
 from .sampling.noise import Noise
 from .sampling.samplers import (
     Callback,
-    Stopped,
     add_noise,
     clip_to_quantile,
     clip_to_range,
@@ -88,8 +86,14 @@ class Run:
     callback: Callback | None = None
 
 
-def _branches(unet: UNet, texts: list[Text], prepare: Callable[[Text, list[int]], Conditions],
-              inputs: Callable[[Tensor], list[Tensor]], mix: Callable[..., Tensor], stacked: bool) -> Predict:
+def _branches(
+    unet: UNet,
+    texts: list[Text],
+    prepare: Callable[[Text, list[int]], Conditions],
+    inputs: Callable[[Tensor], list[Tensor]],
+    mix: Callable[..., Tensor],
+    stacked: bool,
+) -> Predict:
     dtype = texts[0].context.dtype
 
     def call(parts: list[Tensor], conditions: Conditions, step: int) -> Tensor:
@@ -100,13 +104,20 @@ def _branches(unet: UNet, texts: list[Text], prepare: Callable[[Text, list[int]]
         everything = prepare(Text.stack(texts), list(range(len(texts))))
         return guided([lambda x, step: call(inputs(x), everything, step)], mix, [len(texts)])
     runs = [(i, prepare(text, [i])) for i, text in enumerate(texts)]
-    return guided(
-        [lambda x, step, i=i, c=c: call([inputs(x)[i]], c, step) for i, c in runs], mix, [1] * len(texts)
-    )
+    return guided([lambda x, step, i=i, c=c: call([inputs(x)[i]], c, step) for i, c in runs], mix, [1] * len(texts))
 
 
-def sample_keyframes_v10(unet: KeyframeUNet, text: Text, unconditional: Text, run: Run, *, size: tuple[int, int],
-                         num_frames: int, guidance_scale: float = 5.0, steps: int = 50) -> Tensor:
+def sample_keyframes_v10(
+    unet: KeyframeUNet,
+    text: Text,
+    unconditional: Text,
+    run: Run,
+    *,
+    size: tuple[int, int],
+    num_frames: int,
+    guidance_scale: float = 5.0,
+    steps: int = 50,
+) -> Tensor:
     """Sample keyframes from text, release 1.0.
 
     Args:
@@ -128,19 +139,40 @@ def sample_keyframes_v10(unet: KeyframeUNet, text: Text, unconditional: Text, ru
     clips, device = text.context.shape[0], text.context.device
 
     def prepare(rows: Text, branches: list[int]) -> Conditions:
-        return unet.prepare(rows.context, rows.mask, schedule.timesteps, lengths=rows.lengths,
-                            positions=keyframe_positions("1.0", num_frames), num_frames=num_frames)
+        return unet.prepare(
+            rows.context,
+            rows.mask,
+            schedule.timesteps,
+            lengths=rows.lengths,
+            positions=keyframe_positions("1.0", num_frames),
+            num_frames=num_frames,
+        )
 
-    predict = _branches(unet, [text, unconditional], prepare, lambda x: [x, x],
-                        lambda cond, null: mix_text(cond, null, guidance_scale), run.stacked)
+    predict = _branches(
+        unet,
+        [text, unconditional],
+        prepare,
+        lambda x: [x, x],
+        lambda cond, null: mix_text(cond, null, guidance_scale),
+        run.stacked,
+    )
     x = run.noise.normal((clips * num_frames, unet.config.latent_channels, *size)).to(device)
-    x = sample_ddpm(predict, x, schedule, run.noise, denoise=denoised_from_eps, clip=clip_to_quantile,
-                    callback=run.callback)
+    x = sample_ddpm(
+        predict, x, schedule, run.noise, denoise=denoised_from_eps, clip=clip_to_quantile, callback=run.callback
+    )
     return x.unflatten(0, (clips, num_frames))
 
 
-def sample_picture_v11(unet: KeyframeUNet, text: Text, unconditional: Text, run: Run, *, size: tuple[int, int],
-                       guidance_scale: float = 5.0, steps: int = 50) -> Tensor:
+def sample_picture_v11(
+    unet: KeyframeUNet,
+    text: Text,
+    unconditional: Text,
+    run: Run,
+    *,
+    size: tuple[int, int],
+    guidance_scale: float = 5.0,
+    steps: int = 50,
+) -> Tensor:
     """Sample one picture per prompt with the 1.1 keyframe U-Net in image mode: ``[B, 4, h, w]`` latents.
 
     Arguments as in ``sample_keyframes_v10``. Source: release 1.1, golden ``v11_pipeline`` (``image_latent``).
@@ -156,17 +188,35 @@ def sample_picture_v11(unet: KeyframeUNet, text: Text, unconditional: Text, run:
         x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, unet.config.num_channels - x.shape[1]))
         return [x, x]
 
-    predict = _branches(unet, [text, unconditional], prepare, inputs,
-                        lambda cond, null: mix_text(cond, null, guidance_scale), run.stacked)
+    predict = _branches(
+        unet,
+        [text, unconditional],
+        prepare,
+        inputs,
+        lambda cond, null: mix_text(cond, null, guidance_scale),
+        run.stacked,
+    )
     x = run.noise.normal((clips, unet.config.latent_channels, *size)).to(device)
-    return sample_ddpm(predict, x, schedule, run.noise, denoise=denoised_from_eps, clip=clip_to_range,
-                       callback=run.callback)
+    return sample_ddpm(
+        predict, x, schedule, run.noise, denoise=denoised_from_eps, clip=clip_to_range, callback=run.callback
+    )
 
 
-def sample_keyframes_v11(unet: KeyframeUNet, text: Text, unconditional: Text, first_frame: Tensor, run: Run, *,
-                         num_frames: int, guidance_scale: float = 5.0, image_guidance: float = 2.0,
-                         motion_score: int = 10, noise_level: int = 20, uniform_noise: bool = True,
-                         steps: int = 50) -> Tensor:
+def sample_keyframes_v11(
+    unet: KeyframeUNet,
+    text: Text,
+    unconditional: Text,
+    first_frame: Tensor,
+    run: Run,
+    *,
+    num_frames: int,
+    guidance_scale: float = 5.0,
+    image_guidance: float = 2.0,
+    motion_score: int = 10,
+    noise_level: int = 20,
+    uniform_noise: bool = True,
+    steps: int = 50,
+) -> Tensor:
     """Sample keyframes from text and a first frame, release 1.1.
 
     Args:
@@ -202,24 +252,46 @@ def sample_keyframes_v11(unet: KeyframeUNet, text: Text, unconditional: Text, fi
     condition = condition.flatten(0, 1)
 
     def prepare(rows: Text, branches: list[int]) -> Conditions:
-        return unet.prepare(rows.context, rows.mask, schedule.timesteps, lengths=rows.lengths,
-                            positions=keyframe_positions("1.1", num_frames), num_frames=num_frames,
-                            noise_level=noise_level, motion_score=motion_score)
+        return unet.prepare(
+            rows.context,
+            rows.mask,
+            schedule.timesteps,
+            lengths=rows.lengths,
+            positions=keyframe_positions("1.1", num_frames),
+            num_frames=num_frames,
+            noise_level=noise_level,
+            motion_score=motion_score,
+        )
 
     def inputs(x: Tensor) -> list[Tensor]:
         shown = torch.cat([x, condition], dim=1)
         return [shown, shown, torch.cat([x, torch.zeros_like(condition)], dim=1)]
 
-    predict = _branches(unet, [text, unconditional, unconditional], prepare, inputs,
-                        lambda both, image, none: mix_text_image(both, image, none, guidance_scale, image_guidance),
-                        run.stacked)
-    x = sample_ddpm(predict, x, schedule, run.noise, denoise=denoised_from_eps, clip=clip_to_range,
-                    callback=run.callback)
+    predict = _branches(
+        unet,
+        [text, unconditional, unconditional],
+        prepare,
+        inputs,
+        lambda both, image, none: mix_text_image(both, image, none, guidance_scale, image_guidance),
+        run.stacked,
+    )
+    x = sample_ddpm(
+        predict, x, schedule, run.noise, denoise=denoised_from_eps, clip=clip_to_range, callback=run.callback
+    )
     return x.unflatten(0, (clips, num_frames))
 
 
-def interpolate(unet: InterpolationUNet, keyframes: Tensor, text: Text | None, null_embedding: Tensor, run: Run, *,
-                skip_frames: int, guidance_scale: float | None = None, steps: int | None = None) -> Tensor:
+def interpolate(
+    unet: InterpolationUNet,
+    keyframes: Tensor,
+    text: Text | None,
+    null_embedding: Tensor,
+    run: Run,
+    *,
+    skip_frames: int,
+    guidance_scale: float | None = None,
+    steps: int | None = None,
+) -> Tensor:
     """Fill three frames into every gap: one interpolation pass, T to 4T - 3.
 
     Args:
@@ -260,75 +332,27 @@ def interpolate(unet: InterpolationUNet, keyframes: Tensor, text: Text | None, n
     def prepare(rows: Text, branches: list[int]) -> Conditions:
         # Release 1.1: the unconditional half runs with every temporal merge switched off.
         merge = None if is_v10 else torch.tensor([1.0 - b for b in branches]).repeat_interleave(clips)
-        return unet.prepare(rows.context, rows.mask, schedule.timesteps, lengths=rows.lengths, num_gaps=gaps,
-                            skip_frames=skip_frames, merge=merge)
+        return unet.prepare(
+            rows.context,
+            rows.mask,
+            schedule.timesteps,
+            lengths=rows.lengths,
+            num_gaps=gaps,
+            skip_frames=skip_frames,
+            merge=merge,
+        )
 
-    predict = _branches(unet, [text, unconditional], prepare,
-                        lambda x: [torch.cat([left, x, right], 1), torch.cat([zeros, x, zeros], 1)],
-                        lambda cond, null: mix_text(cond, null, guidance_scale), run.stacked)
+    predict = _branches(
+        unet,
+        [text, unconditional],
+        prepare,
+        lambda x: [torch.cat([left, x, right], 1), torch.cat([zeros, x, zeros], 1)],
+        lambda cond, null: mix_text(cond, null, guidance_scale),
+        run.stacked,
+    )
     x = run.noise.normal((clips * gaps, unet.config.out_channels, *keyframes.shape[-2:])).to(left)
     x = sample_ddpm(predict, x, schedule, run.noise, denoise=denoised_from_v, clip=clip, callback=run.callback)
     return join_gaps(keyframes, x)
-
-
-def chunk_sizes(frames: int) -> list[int]:
-    """Return the frames per decoded chunk as the releases split them: ``frames // 4`` chunks of equal ceiling.
-
-    15 frames become 5, 5, 5; 57 become eleven 5s and a 2; fewer than four frames stay whole.
-    """
-    size = -(-frames // max(1, frames // 4))
-    return [min(size, frames - start) for start in range(0, frames, size)]
-
-
-def decode(movq: MoVQ, latents: Tensor, *, chunk: int | None = None, shared_map: bool = False,
-           overlap: int = 0, should_stop: Callable[[int, int], bool | None] | None = None) -> Tensor:
-    """Decode clips to frames, a chunk at a time.
-
-    Args:
-        movq: image or video MoVQ.
-        latents: ``[T, 4, h, w]`` of one clip.
-        chunk: frames per chunk; default: as the releases split (``chunk_sizes``).
-        shared_map: attention is modulated by frame 0 of the chunk, as release 1.1 does.
-        overlap: frames that neighbouring chunks share; their pixels are cross-faded. 0 is the releases' way,
-            which leaves a seam at every chunk of a video decoder.
-        should_stop: called after every chunk with frames done and frames in all; True stops.
-
-    Returns:
-        ``[T, 3, 8h, 8w]`` pixels in 0..1 (times the decoder's own factor), clamped.
-
-    Raises:
-        InputError: if the overlap is not smaller than the chunk.
-        Stopped: if ``should_stop`` asked for it.
-
-    Source: releases 1.0 and 1.1, golden ``v10_pipeline``, ``v11_pipeline`` (``frames``).
-    """
-    total = latents.shape[0]
-    size = chunk_sizes(total)[0] if chunk is None else max(1, min(chunk, total))
-    if not 0 <= overlap < max(size, 1):
-        raise InputError(f"expected an overlap of 0 to {size - 1} frames for chunks of {size}, got {overlap}: lower it")
-    factor = movq.config.factor
-    out = latents.new_empty(total, movq.config.out_ch, *(side * factor for side in latents.shape[-2:]))
-    for start, stop in _spans(total, size, overlap):
-        part = latents[start:stop].contiguous(memory_format=torch.channels_last)
-        pixels = ((movq.decode(part, shared_map=shared_map) + 1) / 2).clamp(0, 1)
-        shared = overlap if start else 0
-        if shared:
-            ramp = torch.linspace(0, 1, shared + 2, device=pixels.device, dtype=pixels.dtype)[1:-1, None, None, None]
-            out[start : start + shared] = torch.lerp(out[start : start + shared], pixels[:shared], ramp)
-        out[start + shared : stop] = pixels[shared:]
-        if should_stop is not None and should_stop(stop, total):
-            raise Stopped(f"stopped after frame {stop} of {total}")
-    return out
-
-
-def _spans(total: int, size: int, overlap: int) -> Iterator[tuple[int, int]]:
-    start = 0
-    while True:
-        stop = min(start + size, total)
-        yield start, stop
-        if stop == total:
-            return
-        start = stop - overlap
 
 
 def _default(value: float | None, default: float) -> float:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .decoding import decode
 from .errors import InputError
 from .models.configs import MoVQConfig, TextConfig, UNetConfig
 from .models.interpolation_unet import InterpolationUNet
@@ -29,7 +30,6 @@ from .stages import (
     SKIP_FRAMES,
     Run,
     Text,
-    decode,
     interpolate,
     sample_keyframes_v10,
     sample_keyframes_v11,
@@ -104,14 +104,16 @@ def fill_weights(network: nn.Module, seed: int, listed: dict[str, list[int]] | N
     own = {k: list(v.shape) for k, v in network.state_dict().items()}
     if listed is not None and own != listed:
         odd = sorted(k for k in own.keys() | listed.keys() if own.get(k) != listed.get(k))
-        raise InputError(f"expected the case's {len(listed)} keys, got {len(own)} with '{odd[0]}' the first to differ: "
-                         "the configuration and the key list of the case disagree")
+        raise InputError(
+            f"expected the case's {len(listed)} keys, got {len(own)} with '{odd[0]}' the first to differ: "
+            "the configuration and the key list of the case disagree"
+        )
     network.load_state_dict({k: case_weight(k, tuple(s), seed) for k, s in (listed or own).items()})
     return network.eval().requires_grad_(False)
 
 
 def relative_error(out: Tensor, expected: Tensor) -> float:
-    """Return ``||out - expected|| / ||expected||`` in float64; infinite where shapes differ or a value is not finite."""
+    """Return ``||out - expected|| / ||expected||``; infinite where shapes differ or a value is not finite."""
     if out.shape != expected.shape:
         return math.inf
     out, expected = out.double(), expected.double()
@@ -140,8 +142,15 @@ def check_keyframe_unet(case: dict[str, Any], t: dict[str, Tensor], family: str)
     frames = case["config"].get("num_frames") or case["num_frames"]
     positions = t["temporal_positions" if "temporal_positions" in t else "temporal"]
     extra = {"noise_level": t.get("noise_aug_time"), "motion_score": t.get("motion_score")}
-    conditions = unet.prepare(t["context"], t["context_mask"], _rows(t["time"]), positions=positions,
-                              num_frames=frames, frames_per_row=1, **extra)
+    conditions = unet.prepare(
+        t["context"],
+        t["context_mask"],
+        _rows(t["time"]),
+        positions=positions,
+        num_frames=frames,
+        frames_per_row=1,
+        **extra,
+    )
     outputs = {"out": (unet(t["x"], conditions), FORWARD_LIMIT)}
     if "image_x" in t:
         conditions = unet.prepare(t["image_context"], t["image_context_mask"], _rows(t["image_time"]), positions=None)
@@ -153,9 +162,16 @@ def check_interpolation_unet(case: dict[str, Any], t: dict[str, Tensor], family:
     """One forward; every gap has its own context."""
     unet = _unet(case, family, "interpolation", case["state_dict"])
     gaps = case["num_temporal_groups" if family == "1.0" else "num_predicted_groups"]
-    conditions = unet.prepare(t["context"], t["context_mask"], _rows(t["time"]), num_gaps=gaps, gaps_per_row=1,
-                              skip_frames=t["skip_frames"], noise_level=t.get("perturbation_time", 0),
-                              merge=t.get("temporal_mask"))
+    conditions = unet.prepare(
+        t["context"],
+        t["context_mask"],
+        _rows(t["time"]),
+        num_gaps=gaps,
+        gaps_per_row=1,
+        skip_frames=t["skip_frames"],
+        noise_level=t.get("perturbation_time", 0),
+        merge=t.get("temporal_mask"),
+    )
     return {"out": (unet(t["x"], conditions), FORWARD_LIMIT)}
 
 
@@ -176,8 +192,11 @@ def check_text(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outpu
     fill_weights(projection, case["projection"]["seed"], sizes)
     hidden = encoder(t["input_ids"], t["attention_mask"])
     context, mask = project_context(hidden, t["attention_mask"], projection)
-    return {"last_hidden_state": (hidden, FORWARD_LIMIT), "context": (context, FORWARD_LIMIT),
-            "context_mask": (mask, 0.0)}
+    return {
+        "last_hidden_state": (hidden, FORWARD_LIMIT),
+        "context": (context, FORWARD_LIMIT),
+        "context_mask": (mask, 0.0),
+    }
 
 
 def check_schedule(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outputs:
@@ -185,18 +204,27 @@ def check_schedule(case: dict[str, Any], t: dict[str, Tensor], family: str) -> O
     return {name: (table, TABLE_LIMIT) for name, table in vars(posterior_tables_v10(case["steps"])).items()}
 
 
-def _interpolated(case: dict[str, Any], t: dict[str, Tensor], family: str, keyframes: Tensor,
-                  text: Text | None) -> Outputs:
+def _interpolated(
+    case: dict[str, Any], t: dict[str, Tensor], family: str, keyframes: Tensor, text: Text | None
+) -> Outputs:
     unet = _unet(case["interpolation"], family, "interpolation", None)
     limit, outputs = PIPELINE_LIMITS[family], {}
     steps = case["steps"] if family == "1.0" else len(t["interpolation_timesteps"])
-    for name, before, skip in zip(("video_medium", "video_high"), (keyframes, t.get("video_medium")), SKIP_FRAMES,
-                                  strict=True):
+    for name, before, skip in zip(
+        ("video_medium", "video_high"), (keyframes, t.get("video_medium")), SKIP_FRAMES, strict=True
+    ):
         if name in t:
             skip = case.get("skip_frames", {}).get(name.removeprefix("video_"), skip)
-            video = interpolate(unet, before[None], text, t["interpolation_null_embedding"],
-                                Run(TapeNoise(case["tape_seed"]["interpolation"])), skip_frames=skip, steps=steps,
-                                guidance_scale=case["interpolation_guidance_scale"])
+            video = interpolate(
+                unet,
+                before[None],
+                text,
+                t["interpolation_null_embedding"],
+                Run(TapeNoise(case["tape_seed"]["interpolation"])),
+                skip_frames=skip,
+                steps=steps,
+                guidance_scale=case["interpolation_guidance_scale"],
+            )
             outputs[name] = (video[0], limit)
     return outputs
 
@@ -217,8 +245,14 @@ def check_pipeline_v10(case: dict[str, Any], t: dict[str, Tensor], family: str) 
     for name, unconditional in others.items():
         if name in t and unconditional is not None:
             frames = sample_keyframes_v10(
-                unet, text, unconditional, Run(TapeNoise(case["tape_seed"]["keyframes"])), size=t[name].shape[-2:],
-                num_frames=t[name].shape[0], guidance_scale=case["guidance_scale"], steps=case["steps"],
+                unet,
+                text,
+                unconditional,
+                Run(TapeNoise(case["tape_seed"]["keyframes"])),
+                size=t[name].shape[-2:],
+                num_frames=t[name].shape[0],
+                guidance_scale=case["guidance_scale"],
+                steps=case["steps"],
             )
             outputs[name] = (frames[0], PIPELINE_LIMITS[family])
     return outputs | _interpolated(case, t, family, t["keyframes_plain"], None) | _decoded(case, t, family)
@@ -230,13 +264,27 @@ def check_pipeline_v11(case: dict[str, Any], t: dict[str, Tensor], family: str) 
     limit, steps, seeds = PIPELINE_LIMITS[family], len(t["keyframe_timesteps"]), case["tape_seed"]
     text = Text.of(t["context"], t["context_mask"])
     null = text.unconditional(t["null_embedding"])
-    picture = sample_picture_v11(unet, text, null, Run(TapeNoise(seeds["image_latent"])), steps=steps,
-                                 size=t["image_latent"].shape[-2:], guidance_scale=case["image_guidance"])
+    picture = sample_picture_v11(
+        unet,
+        text,
+        null,
+        Run(TapeNoise(seeds["image_latent"])),
+        steps=steps,
+        size=t["image_latent"].shape[-2:],
+        guidance_scale=case["image_guidance"],
+    )
     keyframes = sample_keyframes_v11(
-        unet, text, null, t["key_frame"][None], Run(TapeNoise(seeds["keyframes"])),
-        num_frames=t["keyframes"].shape[0], guidance_scale=case["guidance_weight_prompt"],
-        image_guidance=case["guidance_weight_image"], motion_score=case["motion_score"],
-        noise_level=case["noise_augmentation"], steps=steps,
+        unet,
+        text,
+        null,
+        t["key_frame"][None],
+        Run(TapeNoise(seeds["keyframes"])),
+        num_frames=t["keyframes"].shape[0],
+        guidance_scale=case["guidance_weight_prompt"],
+        image_guidance=case["guidance_weight_image"],
+        motion_score=case["motion_score"],
+        noise_level=case["noise_augmentation"],
+        steps=steps,
     )
     outputs: Outputs = {"image_latent": (picture, limit), "keyframes": (keyframes[0], limit)}
     for name, spacing in (("keyframe", "leading"), ("interpolation", "trailing")):
@@ -263,14 +311,28 @@ def _kind(case: dict[str, Any], t: dict[str, Tensor]) -> tuple[Callable[..., Out
         return check_interpolation_unet, "1.1" if is_v11 else "1.0"
     if "x" in t and keys:
         return check_keyframe_unet, "1.1" if "image_in_layer.weight" in keys else "1.0"
-    raise InputError("expected a case of a U-Net, MoVQ, text encoder, schedule or pipeline, got none of these: "
-                     "see the format in tests/golden/README.md")
+    raise InputError(
+        "expected a case of a U-Net, MoVQ, text encoder, schedule or pipeline, got none of these: "
+        "see the format in tests/golden/README.md"
+    )
 
 
 def _expected(case: dict[str, Any], t: dict[str, Tensor]) -> set[str]:
     """Return the tensors of a case that are results; the rest are its inputs."""
-    results = {"out", "image_out", "latent", "decoded", "last_hidden_state", "frames", "image_latent", "keyframes",
-               "keyframes_plain", "keyframes_negative", "video_medium", "video_high"}
+    results = {
+        "out",
+        "image_out",
+        "latent",
+        "decoded",
+        "last_hidden_state",
+        "frames",
+        "image_latent",
+        "keyframes",
+        "keyframes_plain",
+        "keyframes_negative",
+        "video_medium",
+        "video_high",
+    }
     if "input_ids" in t:
         results |= {"context", "context_mask"}
     if "betas" in t:
@@ -294,8 +356,9 @@ def verify_case(path: Path) -> list[Check]:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise InputError(f"case {name}: {error}") from error
-        raise InputError(f"expected a readable reference case in '{path}', got {error!r}: see the format in "
-                         "tests/golden/README.md") from error
+        raise InputError(
+            f"expected a readable reference case in '{path}', got {error!r}: see the format in tests/golden/README.md"
+        ) from error
     missing = Check(name, "", math.inf, 0.0)
     return [
         Check(name, key, relative_error(outputs[key][0], tensors[key]), outputs[key][1])
@@ -312,8 +375,10 @@ def find_cases(folder: Path) -> list[Path]:
     """
     cases = sorted(p for p in folder.glob("*.json") if p.with_suffix(".safetensors").exists())
     if not cases:
-        raise InputError(f"expected reference cases (NAME.json beside NAME.safetensors) in '{folder}', got none: "
-                         "name a folder such as tests/golden")
+        raise InputError(
+            f"expected reference cases (NAME.json beside NAME.safetensors) in '{folder}', got none: "
+            "name a folder such as tests/golden"
+        )
     return cases
 
 

@@ -10,9 +10,10 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from fusionframes.ff_kernels import frames_io
 from fusionframes.ff_kernels.errors import InputError, OutputError, ShapeError
-from PIL import Image
 
 
 def smooth_clip(frames: int, height: int, width: int) -> torch.Tensor:
@@ -55,9 +56,7 @@ def test_check_output_unknown_suffix_names_the_supported(tmp_path, name):
 
 
 def test_check_output_missing_folder_asks_to_create_it(tmp_path):
-    with pytest.raises(
-        InputError, match=r"expected the folder '.*absent' for 'a.mp4', found none: create it"
-    ):
+    with pytest.raises(InputError, match=r"expected the folder '.*absent' for 'a.mp4', found none: create it"):
         frames_io.check_output(tmp_path / "absent" / "a.mp4")
 
 
@@ -193,9 +192,7 @@ def test_write_frames_mp4_has_its_index_in_front(tmp_path):
     assert data.index(b"moov") < data.index(b"mdat")
 
 
-@pytest.mark.parametrize(
-    ("suffix", "fps"), [(".mp4", 0), (".webm", float("nan")), (".mp4", 241), (".gif", 60)]
-)
+@pytest.mark.parametrize(("suffix", "fps"), [(".mp4", 0), (".webm", float("nan")), (".mp4", 241), (".gif", 60)])
 def test_write_frames_rate_out_of_range_raises(tmp_path, suffix, fps):
     with pytest.raises(InputError, match=f"frames per second for {suffix}, got {fps}"):
         frames_io.write_frames(smooth_clip(2, 8, 8), tmp_path / f"a{suffix}", fps)
@@ -304,9 +301,7 @@ def test_write_frames_failure_leaves_only_the_old_file(tmp_path, monkeypatch, su
     assert old.read_bytes() == b"old"
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=["full", "interrupt"]
-)
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=["full", "interrupt"])
 @pytest.mark.parametrize("after", [False, True], ids=["before_rename", "after_rename"])
 def test_write_frames_png_failed_rename_removes_the_renamed(tmp_path, monkeypatch, error, after):
     real, calls = os.replace, []
@@ -459,9 +454,7 @@ def test_read_image_palette_with_transparent_entry(tmp_path):
 
 def test_read_image_cmyk_is_rgb(tmp_path):
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
-    assert torch.allclose(
-        frames_io.read_image(tmp_path / "a.jpg")[0, 0], torch.tensor([1.0, 0, 0]), atol=0.02
-    )
+    assert torch.allclose(frames_io.read_image(tmp_path / "a.jpg")[0, 0], torch.tensor([1.0, 0, 0]), atol=0.02)
 
 
 @pytest.mark.parametrize(("tag", "corner"), [(1, (0, 0)), (3, (1, 2)), (6, (0, 1)), (8, (2, 0))])
@@ -515,12 +508,7 @@ def test_read_image_missing_folder_and_unreadable_raise(tmp_path, monkeypatch):
 @pytest.mark.parametrize("side", [8_193, 60_000], ids=["over_our_limit", "over_pillow_limit"])
 def test_read_image_decompression_bomb_raises_before_decoding(tmp_path, side):
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    bomb = (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"0" * 9))
-        + chunk(b"IEND", b"")
-    )
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0" * 9)) + chunk(b"IEND", b"")
     (tmp_path / "a.png").write_bytes(bomb)
     with pytest.raises(InputError, match=r"expected up to 67108864 pixels in '.*a.png', got more"):
         frames_io.read_image(tmp_path / "a.png")

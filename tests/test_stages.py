@@ -1,14 +1,10 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from support.tiny import (
     INTERPOLATION_V10,
     INTERPOLATION_V11,
     KEYFRAME_V10,
     KEYFRAME_V11,
-    MOVQ,
-    VIDEO_MOVQ,
     context,
     draw,
     relative,
@@ -16,20 +12,16 @@ from support.tiny import (
 )
 
 from fusionframes.ff_kernels.errors import InputError
-from fusionframes.ff_kernels.models.movq import MoVQ
 from fusionframes.ff_kernels.sampling.noise import SeededNoise
 from fusionframes.ff_kernels.sampling.samplers import Stopped
 from fusionframes.ff_kernels.stages import (
     Run,
     Text,
-    chunk_sizes,
-    decode,
     interpolate,
     sample_keyframes_v10,
     sample_keyframes_v11,
     sample_picture_v11,
 )
-from fusionframes.ff_kernels.verify import fill_weights
 
 NULL = draw(24, seed=5)
 SIZE = (4, 6)
@@ -41,21 +33,30 @@ def texts(clips: int) -> Text:
 
 def keyframes_v10(clips, seeds, **run):
     text = Text(*(t[clips] for t in vars(texts(2)).values()))
-    return sample_keyframes_v10(unet(KEYFRAME_V10), text, text.unconditional(NULL), Run(SeededNoise(seeds), **run),
-                                size=SIZE, num_frames=3, steps=4)
+    return sample_keyframes_v10(
+        unet(KEYFRAME_V10),
+        text,
+        text.unconditional(NULL),
+        Run(SeededNoise(seeds), **run),
+        size=SIZE,
+        num_frames=3,
+        steps=4,
+    )
 
 
 def keyframes_v11(clips, seeds, **run):
     text = Text(*(t[clips] for t in vars(texts(2)).values()))
     first = draw(2, 4, *SIZE, seed=3)[clips]
-    return sample_keyframes_v11(unet(KEYFRAME_V11), text, text.unconditional(NULL), first,
-                                Run(SeededNoise(seeds), **run), num_frames=3, steps=4)
+    return sample_keyframes_v11(
+        unet(KEYFRAME_V11), text, text.unconditional(NULL), first, Run(SeededNoise(seeds), **run), num_frames=3, steps=4
+    )
 
 
 def pictures_v11(clips, seeds, **run):
     text = Text(*(t[clips] for t in vars(texts(2)).values()))
-    return sample_picture_v11(unet(KEYFRAME_V11), text, text.unconditional(NULL), Run(SeededNoise(seeds), **run),
-                              size=SIZE, steps=4)
+    return sample_picture_v11(
+        unet(KEYFRAME_V11), text, text.unconditional(NULL), Run(SeededNoise(seeds), **run), size=SIZE, steps=4
+    )
 
 
 def video(config):
@@ -137,49 +138,14 @@ def test_noise_of_the_first_frame_is_uniform_as_released_or_normal():
 
     for uniform, kind in ((True, "uniform"), (False, "normal")):
         noise, text = Recording([0]), texts(1)
-        sample_keyframes_v11(unet(KEYFRAME_V11), text, text.unconditional(NULL), draw(1, 4, *SIZE), Run(noise),
-                             num_frames=3, steps=2, uniform_noise=uniform)
+        sample_keyframes_v11(
+            unet(KEYFRAME_V11),
+            text,
+            text.unconditional(NULL),
+            draw(1, 4, *SIZE),
+            Run(noise),
+            num_frames=3,
+            steps=2,
+            uniform_noise=uniform,
+        )
         assert noise.kinds[:2] == ("normal", kind)
-
-
-@given(st.integers(4, 400))
-def test_chunk_sizes_are_those_of_torch_chunk(frames):
-    assert chunk_sizes(frames) == [len(part) for part in torch.zeros(frames).chunk(frames // 4)]
-
-
-@given(st.integers(1, 3))
-def test_chunk_sizes_of_short_clips_stay_whole(frames):
-    assert chunk_sizes(frames) == [frames]
-
-
-@given(st.integers(1, 23), st.integers(1, 9), st.integers(0, 3))
-def test_decode_covers_every_frame_once_whatever_the_chunks(frames, chunk, overlap):
-    class Counting(torch.nn.Module):
-        config = MOVQ
-
-        def decode(self, latents, shared_map):
-            return latents[:, :3].repeat_interleave(2, 2).repeat_interleave(2, 3) * 2 - 1
-
-    latents = torch.arange(frames).reshape(-1, 1, 1, 1).expand(frames, 4, 2, 2) / max(1, frames)
-    if overlap >= min(chunk, frames):
-        with pytest.raises(InputError, match=f"got {overlap}"):
-            decode(Counting(), latents, chunk=chunk, overlap=overlap)
-        return
-    out = decode(Counting(), latents, chunk=chunk, overlap=overlap)
-    assert torch.allclose(out[:, 0, 0, 0], latents[:, 0, 0, 0], atol=1e-6)
-
-
-def test_decode_stops_between_chunks():
-    movq = fill_weights(MoVQ(MOVQ), 0)
-    seen = []
-    with pytest.raises(Stopped, match="frame 4 of 6"):
-        decode(movq, draw(6, 4, 2, 2), chunk=2, should_stop=lambda done, total: seen.append(done) or done == 4)
-    assert seen == [2, 4]
-
-
-def test_decode_overlap_softens_the_seam_of_a_video_decoder():
-    movq = fill_weights(MoVQ(VIDEO_MOVQ), 0)
-    latents = draw(8, 4, 2, 2)
-    whole = decode(movq, latents, chunk=8)
-    hard, soft = decode(movq, latents, chunk=4), decode(movq, latents, chunk=4, overlap=2)
-    assert (soft[3:5] - whole[3:5]).norm() < (hard[3:5] - whole[3:5]).norm()

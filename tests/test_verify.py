@@ -36,9 +36,21 @@ def test_verify_case_changed_reference_fails(golden, tmp_path):
 
 def test_verify_case_other_sizes_than_the_shipped_cases_run(tmp_path):
     # Three levels, uneven depth, other heads and frame count: the format must not be tied to the shipped sizes.
-    config = {"model_channels": 24, "init_channels": 16, "time_embed_dim": 40, "context_dim": 12, "groups": 4,
-              "head_dim": 8, "dim_mult": [1, 2, 3], "num_blocks": [2, 3, 2], "num_channels": 4, "out_channels": 4,
-              "add_cross_attention": [False, True, True], "add_self_attention": [True, False, True], "num_frames": 3}
+    config = {
+        "model_channels": 24,
+        "init_channels": 16,
+        "time_embed_dim": 40,
+        "context_dim": 12,
+        "groups": 4,
+        "head_dim": 8,
+        "dim_mult": [1, 2, 3],
+        "num_blocks": [2, 3, 2],
+        "num_channels": 4,
+        "out_channels": 4,
+        "add_cross_attention": [False, True, True],
+        "add_self_attention": [True, False, True],
+        "num_frames": 3,
+    }
     from fusionframes.ff_kernels.models.configs import UNetConfig
     from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet
 
@@ -47,8 +59,14 @@ def test_verify_case_other_sizes_than_the_shipped_cases_run(tmp_path):
     case = {"config": config, "seed": 7, "state_dict": listed}
     (tmp_path / "other.json").write_text(json.dumps(case))
     mask = torch.ones(6, 5, dtype=torch.long)
-    tensors = {"x": draw(6, 4, 8, 4), "time": torch.full((6,), 20.0), "context": draw(6, 5, 12), "context_mask": mask,
-               "temporal_positions": torch.tensor([0, 60, 120] * 2), "out": torch.ones(6, 4, 8, 4)}
+    tensors = {
+        "x": draw(6, 4, 8, 4),
+        "time": torch.full((6,), 20.0),
+        "context": draw(6, 5, 12),
+        "context_mask": mask,
+        "temporal_positions": torch.tensor([0, 60, 120] * 2),
+        "out": torch.ones(6, 4, 8, 4),
+    }
     save_file(tensors, tmp_path / "other.safetensors")
     (check,) = verify_case(tmp_path / "other.json")
     assert 0 < check.error < 100

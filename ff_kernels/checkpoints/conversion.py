@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..frames_io import atomic_path
-from .detection import Kind, detect, split_tensors
-from .loading import build_network, check_tensors
+from .detection import Kind, detect
+from .loading import check_contents
 from .reading import METADATA_KEY, read_contents
 
 SLICE_BYTES = 32 * 2**20
@@ -26,8 +26,13 @@ _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", to
           torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL", torch.uint8: "U8"}  # fmt: skip
 
 
-def convert(source: str | Path, target: str | Path, *, dtype: torch.dtype | None = None,
-            overrides: Mapping[str, Any] | None = None) -> Kind:
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Kind:
     """Write ``source`` as one safetensors file with its configuration in the metadata.
 
     The network's tensors keep their names; null embedding and projections lie beside them. The file appears
@@ -51,9 +56,7 @@ def convert(source: str | Path, target: str | Path, *, dtype: torch.dtype | None
         raise CheckpointError(f"expected a target that ends in .safetensors, got '{target}': change its suffix")
     contents = read_contents(source)
     kind = detect(contents, overrides)
-    network, extras = split_tensors(contents)
-    if kind.stage != "projection":
-        check_tensors(contents.path, kind, build_network(kind, device="meta"), network)
+    _, network, extras = check_contents(contents, kind)
     write_checkpoint(target, kind, {**network, **extras}, dtype)
     return kind
 
@@ -63,6 +66,8 @@ def write_checkpoint(target: Path, kind: Kind, tensors: Mapping[str, Tensor], dt
     # The tied embedding would be stored twice; reading fills the second name in.
     tensors = {key: tensor for key, tensor in tensors.items() if key != _TIED_COPY}
     plan = {key: _target_dtype(key, tensor, dtype) for key, tensor in tensors.items()}
+    # Widest first, as safetensors itself writes, so that every tensor lies at a multiple of its item size.
+    tensors = {key: tensors[key] for key in sorted(tensors, key=lambda key: -plan[key].itemsize)}
     metadata = {"family": kind.family, "stage": kind.stage, "config": kind.config.to_dict() if kind.config else {}}
     with atomic_path(target) as path, path.open("wb") as file:
         _write_header(file, tensors, plan, metadata)
@@ -79,8 +84,9 @@ def _target_dtype(key: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.
     return wanted
 
 
-def _write_header(file: BinaryIO, tensors: Mapping[str, Tensor], plan: Mapping[str, torch.dtype],
-                  metadata: Mapping[str, Any]) -> None:
+def _write_header(
+    file: BinaryIO, tensors: Mapping[str, Tensor], plan: Mapping[str, torch.dtype], metadata: Mapping[str, Any]
+) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt", METADATA_KEY: json.dumps(metadata)}}
     offset = 0
     for key, tensor in tensors.items():

@@ -91,7 +91,7 @@ def detect(contents: Contents, overrides: Mapping[str, Any] | None = None) -> Ki
     network, extras = split_tensors(contents)
     shapes = {key: tuple(tensor.shape) for key, tensor in network.items()}
     try:
-        stage, family = _stage(shapes, bool(extras))
+        stage, family = _stage(shapes, any(key.startswith(PROJECTION_PREFIXES) for key in extras))
         kind = Kind(stage, family)
         if stage == "projection":
             return kind
@@ -100,6 +100,7 @@ def detect(contents: Contents, overrides: Mapping[str, Any] | None = None) -> Ki
         known = config.to_dict()
         extra = {**(stored if isinstance(stored, dict) else {}), **(overrides or {})}
         config = type(config).from_dict({**known, **{k: v for k, v in extra.items() if k in _UNSEEN}})
+        _check_unseen(config, shapes)
         return replace(kind, config=config)
     except FusionFramesError as error:
         raise CheckpointError(f"'{contents.path}': {error}") from error
@@ -114,7 +115,28 @@ def detect(contents: Contents, overrides: Mapping[str, Any] | None = None) -> Ki
 _UNSEEN = ("head_dim", "groups", "num_frames", "relative_attention_max_distance", "layer_norm_epsilon")
 
 
-def _stage(shapes: Shapes, has_extras: bool) -> tuple[str, str]:
+def _check_unseen(config: UNetConfig | MoVQConfig | TextConfig, shapes: Shapes) -> None:
+    norms = (".norm_layer.weight", "out_layer.0.weight")
+    widths = {
+        "head_dim": [shape[0] for key, shape in shapes.items() if key.endswith(".to_query.weight")],
+        "groups": [shape[0] // 2 for key, shape in shapes.items() if key.endswith(".context_mlp.1.weight")]
+        + [shape[0] for key, shape in shapes.items() if key.endswith(norms)],
+    }
+    for name in _UNSEEN:
+        value = getattr(config, name, None)
+        if value is None:
+            continue
+        if type(value) not in (int, float) or value <= 0 or (type(value) is float and name != "layer_norm_epsilon"):
+            raise CheckpointError(f"expected a positive number as {name}, got {value!r}: give the network's own {name}")
+        odd = [width for width in widths.get(name, ()) if width % value]
+        if odd:
+            raise CheckpointError(
+                f"expected {name} to divide the {odd[0]} channels of a layer, got {value}: give the network's own "
+                f"{name}"
+            )
+
+
+def _stage(shapes: Shapes, has_projections: bool) -> tuple[str, str]:
     if "in_layer.weight" in shapes and "to_time_embed.1.weight" in shapes:
         if "skip_embeddings.weight" in shapes:
             is_v11 = any(".temporal_projection_new." in key for key in shapes)
@@ -140,18 +162,18 @@ def _stage(shapes: Shapes, has_extras: bool) -> tuple[str, str]:
                 f"{WHERE['text_encoder', '']}"
             )
         return "text_encoder", ""
-    if has_extras and not shapes:
+    if has_projections and not shapes:
         return "projection", ""
-    sample = next(iter(shapes), "no tensors at all")
+    found = f"something else (its first key is '{next(iter(shapes))}')" if shapes else "no network at all"
     raise CheckpointError(
-        f"expected a U-Net, MoVQ or T5 encoder of FusionFrames, got something else (its first key is '{sample}'): the "
+        f"expected a U-Net, MoVQ or T5 encoder of FusionFrames, got {found}: the "
         "released files are kandinsky_video.pt, kandinsky_video_interpolation.pt, t2v.pt, interpolation.pt, movq.pt, "
         "video_movq.pt and t5_projections.pt"
     )
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
-    numbers = {key[len(prefix):].split(".", 1)[0] for key in shapes if key.startswith(prefix)}
+    numbers = {key[len(prefix) :].split(".", 1)[0] for key in shapes if key.startswith(prefix)}
     return len({n for n in numbers if n.isdigit()})
 
 
@@ -162,10 +184,12 @@ def _unet_config(shapes: Shapes, family: str) -> UNetConfig:
     widths = [shapes[first.format(i, 3)][0] for i in range(levels)]
     unit = math.gcd(*widths)
     init = shapes["in_layer.weight"][0]
-    cross = tuple(f"down_samples.{i}.resnet_attn_blocks.0.1.in_norm.context_mlp.1.weight" in shapes
-                  for i in range(levels))
-    itself = tuple(f"down_samples.{i}.self_attention_block.in_norm.context_mlp.1.weight" in shapes
-                   for i in range(levels))
+    cross = tuple(
+        f"down_samples.{i}.resnet_attn_blocks.0.1.in_norm.context_mlp.1.weight" in shapes for i in range(levels)
+    )
+    itself = tuple(
+        f"down_samples.{i}.self_attention_block.in_norm.context_mlp.1.weight" in shapes for i in range(levels)
+    )
     hidden = [shape for key, shape in shapes.items() if key.endswith(".feed_forward.0.weight")]
     is_interpolation = "skip_embeddings.weight" in shapes
     return UNetConfig(

@@ -50,8 +50,14 @@ def build_network(kind: Kind, **options: Any) -> nn.Module:
     raise CheckpointError(f"expected a network, got {kind.title}: projections belong to a text encoder")
 
 
-def load(path: str | Path, *, stage: str | None = None, device: str | torch.device = "cpu",
-         dtype: torch.dtype | None = None, overrides: Mapping[str, Any] | None = None) -> Loaded:
+def load(
+    path: str | Path,
+    *,
+    stage: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Loaded:
     """Load a weights file.
 
     Args:
@@ -68,23 +74,25 @@ def load(path: str | Path, *, stage: str | None = None, device: str | torch.devi
     return load_contents(contents, detect(contents, overrides), stage=stage, device=device, dtype=dtype)
 
 
-def load_contents(contents: Contents, kind: Kind, *, stage: str | None = None, device: str | torch.device = "cpu",
-                  dtype: torch.dtype | None = None) -> Loaded:
+def load_contents(
+    contents: Contents,
+    kind: Kind,
+    *,
+    stage: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Loaded:
     """Load an opened file whose kind is known; see ``load``."""
     if stage is not None and kind.stage != stage:
         places = " or ".join(where for (name, _), where in WHERE.items() if name == stage)
-        raise CheckpointError(
-            f"expected {NAMES[stage]} in '{contents.path}', got {kind.title}: take {places}"
-        )
-    tensors, extras = split_tensors(contents)
-    network = None
-    if kind.stage != "projection":
-        network = build_network(kind, device="meta")
-        check_tensors(contents.path, kind, network, tensors)
+        raise CheckpointError(f"expected {NAMES[stage]} in '{contents.path}', got {kind.title}: take {places}")
+    network, tensors, extras = check_contents(contents, kind)
+    if network is not None:
         moved: dict[int, Tensor] = {}
         for key, tensor in tensors.items():
             # The tied embedding is listed under two names and must stay one tensor.
-            moved.setdefault(id(tensor), tensor.to(device=device, dtype=dtype or tensor.dtype))
+            if id(tensor) not in moved:
+                moved[id(tensor)] = tensor.to(device=device, dtype=dtype or tensor.dtype)
             tensors[key] = moved[id(tensor)]
         network.load_state_dict(tensors, assign=True)
         network.eval().requires_grad_(False)
@@ -97,31 +105,71 @@ def load_contents(contents: Contents, kind: Kind, *, stage: str | None = None, d
     )
 
 
+def check_contents(contents: Contents, kind: Kind) -> tuple[nn.Module | None, dict[str, Tensor], dict[str, Tensor]]:
+    """Return the network without weights, its tensors and the extras, all checked against the configuration.
+
+    Raises:
+        CheckpointError: if the network cannot be built, or a tensor is missing, extra or does not fit.
+    """
+    path = contents.path
+    tensors, extras = split_tensors(contents)
+    projection = _projection(contents, extras, "meta", None)
+    if kind.stage == "projection":
+        if projection is None:
+            raise CheckpointError(
+                f"expected text projections in '{path}', got only '{next(iter(extras))}' and the like: take "
+                f"{kind.where}"
+            )
+        return None, tensors, extras
+    try:
+        network = build_network(kind, device="meta")
+    # Sizes that contradict each other make the layers raise anything.
+    except Exception as error:
+        raise CheckpointError(
+            f"expected sizes of one network in '{path}', got {kind.title} that cannot be built ({error}): take "
+            f"{kind.where}"
+        ) from error
+    check_tensors(path, kind, network, tensors)
+    null = extras.get(NULL_KEY)
+    width = getattr(kind.config, "context_dim", None)
+    if null is not None and width is not None and (null.numel() != width or not null.is_floating_point()):
+        raise CheckpointError(
+            f"expected {width} floating values of {NULL_KEY} in '{path}', got {list(null.shape)} of {null.dtype}: take "
+            f"{kind.where}"
+        )
+    return network, tensors, extras
+
+
 def check_tensors(path: Path, kind: Kind, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Compare the tensors of a file with those the network of its configuration has.
 
     Raises:
-        CheckpointError: if one is missing, extra, or of another shape.
+        CheckpointError: if one is missing, extra, of another shape, or not floating.
     """
     wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     missing = sorted(wanted.keys() - found.keys())
     extra = sorted(found.keys() - wanted.keys())
     wrong = sorted(key for key in wanted.keys() & found.keys() if wanted[key] != found[key])
-    if not (missing or extra or wrong):
+    odd = sorted(key for key in wanted.keys() & found.keys() if not tensors[key].is_floating_point())
+    if not (missing or extra or wrong or odd):
         return
-    details = [f"{len(names)} {word} ('{names[0]}')" for names, word in
-               ((missing, "missing"), (extra, "unexpected")) if names]
+    details = [
+        f"{len(names)} {word} ('{names[0]}')" for names, word in ((missing, "missing"), (extra, "unexpected")) if names
+    ]
     if wrong:
         key = wrong[0]
         details.append(f"{len(wrong)} of another shape ('{key}' is {list(found[key])}, not {list(wanted[key])})")
+    if odd:
+        details.append(f"{len(odd)} that are not floating ('{odd[0]}' is {tensors[odd[0]].dtype})")
     raise CheckpointError(
         f"expected the {len(wanted)} tensors of {kind.title} in '{path}', got {', '.join(details)}: take {kind.where}"
     )
 
 
-def _projection(contents: Contents, extras: Mapping[str, Tensor], device: str | torch.device,
-                dtype: torch.dtype | None) -> TextProjection | None:
+def _projection(
+    contents: Contents, extras: Mapping[str, Tensor], device: str | torch.device, dtype: torch.dtype | None
+) -> TextProjection | None:
     for name in PROJECTION_NAMES:
         parts = {key.removeprefix(f"{name}."): tensor for key, tensor in extras.items() if key.startswith(f"{name}.")}
         if not parts:

@@ -1,14 +1,16 @@
 """Files to flat dictionaries of tensors: ``.pt`` without code execution, safetensors, single or in shards."""
 
 import json
+import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
@@ -17,9 +19,7 @@ PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
 INDEX_SUFFIX = ".index.json"
 METADATA_KEY = "fusionframes"
-# Whatever a damaged file makes the readers raise; each becomes one CheckpointError.
-_DAMAGE = (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, MemoryError,
-           OverflowError, RecursionError, ImportError, SafetensorError, pickle.UnpicklingError)  # fmt: skip
+_PREFIX = "unet."
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,11 @@ def read_contents(path: str | Path) -> Contents:
         CheckpointError: if the file is missing, damaged, of an unknown format, or a pickle that wants to run code.
     """
     path = Path(path)
+    # Unlike Path.exists this is False, not an error, for a name that no file can have.
+    if not os.path.exists(path):
+        raise CheckpointError(f"expected a weights file at '{path}', found nothing there: check the path")
     if path.is_dir():
         path = _index_in(path)
-    if not path.exists():
-        raise CheckpointError(f"expected a weights file at '{path}', found nothing there: check the path")
     if path.name.endswith(INDEX_SUFFIX):
         return _read_index(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -58,10 +59,11 @@ def read_contents(path: str | Path) -> Contents:
     try:
         if path.suffix.lower() == ".safetensors":
             return _read_safetensors(path)
-        return Contents(path, _flatten(_unpickle(path)), {})
+        return Contents(path, _flatten(path, _unpickle(path)), {})
     except CheckpointError:
         raise
-    except _DAMAGE as error:
+    # A damaged pickle can make its reader raise anything, struct.error and AssertionError included.
+    except Exception as error:
         raise _damaged(path, error) from error
 
 
@@ -96,35 +98,45 @@ def _refuse_impostors(path: Path) -> None:
 
 def _unpickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        try:
+            return _torch_load(path, mmap=True)
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):
+                raise
+        # The format before PyTorch 1.6 cannot be mapped.
+        return _torch_load(path, mmap=False)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"expected plain tensors in '{path}', got a pickle that wants to run code or is damaged, which is never "
             "loaded: take the file from the authors' repository, or a safetensors version"
         ) from error
-    except RuntimeError as error:
-        if "mmap can only be used" not in str(error):
-            raise
-    try:
-        # The format before PyTorch 1.6 cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _damaged(path, error) from error
 
 
-def _flatten(content: Any, prefix: str = "") -> dict[str, Tensor]:
+def _torch_load(path: Path, mmap: bool) -> Any:
+    with warnings.catch_warnings():
+        # PyTorch remarks on pickles it then refuses; the error says it.
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _flatten(path: Path, content: Any, prefix: str = "") -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise CheckpointError(
-            f"expected a dictionary of tensors in a weights file, got {type(content).__name__}: this is not a "
-            "checkpoint of FusionFrames"
+            f"expected a dictionary of tensors in '{path}', got {type(content).__name__}: take a checkpoint of "
+            "FusionFrames"
         )
     flat: dict[str, Tensor] = {}
     for key, value in content.items():
         name = f"{prefix}{key}"
         if isinstance(value, Tensor):
+            if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+                raise CheckpointError(
+                    f"expected plain tensors in '{path}', got a sparse, quantized or empty one in '{name}': take a "
+                    "checkpoint of FusionFrames"
+                )
             flat[name] = value.detach()
         elif isinstance(value, Mapping):
-            flat.update(_flatten(value, "" if name in ("unet", "state_dict") else f"{name}."))
+            flat.update(_flatten(path, value, "" if name in ("unet", "state_dict") else f"{name}."))
     return flat
 
 
@@ -136,9 +148,8 @@ def _read_safetensors(path: Path) -> Contents:
         metadata = json.loads(stored)
     except ValueError as error:
         raise _damaged(path, error) from error
-    prefix = "unet."
-    if all(k.startswith(prefix) or k.startswith(("null_embedding", "projection")) for k in tensors):
-        tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
+    if all(k.startswith(_PREFIX) or k.startswith(("null_embedding", "projection")) for k in tensors):
+        tensors = {k.removeprefix(_PREFIX): v for k, v in tensors.items()}
     return Contents(path, tensors, metadata if isinstance(metadata, dict) else {})
 
 
@@ -146,29 +157,40 @@ def _index_in(folder: Path) -> Path:
     indices = sorted(folder.glob(f"*{INDEX_SUFFIX}"))
     # A repository may hold the same weights twice; safetensors shards are the safer copy.
     indices.sort(key=lambda p: "safetensors" not in p.name)
-    singles = sorted(p for p in folder.iterdir() if p.suffix == ".safetensors")
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    singles = [p for p in files if p.suffix.lower() == ".safetensors"] or files
     found = indices or (singles if len(singles) == 1 else [])
     if not found:
         raise CheckpointError(
-            f"expected one weights file or an index of shards in the folder '{folder}', got {len(singles)} safetensors "
+            f"expected one weights file or an index of shards in the folder '{folder}', got {len(singles)} weights "
             "files and no index: name the file"
         )
     return found[0]
 
 
-def _read_index(path: Path) -> Contents:
+def shard_names(path: Path) -> dict[str, str]:
+    """Return tensor name to shard of an index; a shard lies beside its index, so folders in its name are dropped.
+
+    Raises:
+        CheckpointError: if the index is damaged.
+    """
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return {key: Path(name).name for key, name in weight_map.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"expected an index of shards in '{path}', got one without a weight map: download it again"
         ) from error
+
+
+def _read_index(path: Path) -> Contents:
+    weight_map = shard_names(path)
     tensors: dict[str, Tensor] = {}
-    for name in names:
-        # A shard lies beside its index; anything else in the name could reach out of the folder.
-        tensors.update(read_contents(path.parent / Path(name).name).tensors)
-    absent = sorted(set(weight_map) - set(tensors))
+    for name in sorted(set(weight_map.values())):
+        if Path(name).suffix.lower() not in SUFFIXES:
+            raise CheckpointError(f"expected weights files in the index '{path}', got '{name}': download it again")
+        tensors.update(read_contents(path.parent / name).tensors)
+    absent = sorted(key for key in weight_map if key not in tensors and key.removeprefix(_PREFIX) not in tensors)
     if absent:
         raise CheckpointError(
             f"expected {len(weight_map)} tensors in the shards of '{path}', got {len(absent)} fewer, '{absent[0]}' "

@@ -130,8 +130,9 @@ def _normal(rng: np.random.Generator, like: Tensor) -> Tensor:
     return torch.from_numpy(rng.standard_normal(tuple(like.shape), dtype=np.float32))
 
 
-def draw_keyframes(rng: np.random.Generator, batch: int, clips: LatentClips,
-                   tokenizer: Tokenizer) -> tuple[Tensor, ...]:
+def draw_keyframes(
+    rng: np.random.Generator, batch: int, clips: LatentClips, tokenizer: Tokenizer
+) -> tuple[Tensor, ...]:
     """Draw a batch for ``KeyframeNoise``; half of the clips run backwards under the reversed caption."""
     picks = rng.integers(len(clips.scenes), size=batch)
     backwards = rng.random(batch) < 0.5
@@ -156,5 +157,12 @@ def draw_gaps(rng: np.random.Generator, batch: int, clips: dict[int, LatentClips
     bars = torch.where(torch.from_numpy(level) > 0, bars, 1.0)[:, None, None, None, None]
     perturbed = bars.sqrt() * keyframes + (1 - bars).sqrt() * _normal(rng, keyframes)
     keep = torch.from_numpy((rng.random(batch) >= KEYFRAME_DROPOUT).astype(np.float32))
-    return (perturbed, inner, _normal(rng, inner), keep, torch.tensor(skips), torch.from_numpy(level),
-            *draw_noise_levels(rng, batch))
+    return (
+        perturbed,
+        inner,
+        _normal(rng, inner),
+        keep,
+        torch.tensor(skips),
+        torch.from_numpy(level),
+        *draw_noise_levels(rng, batch),
+    )

@@ -1,6 +1,7 @@
 """Measure the demo model: ``python -m fusionframes.ff_kernels.demo.evaluate`` prints the table of README."""
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..model_files import find_models
-from ..pipeline import LEVELS, Pipeline, Settings
+from ..pipeline import Pipeline
+from ..settings import LEVELS, Settings
 from . import WEIGHTS
 from .batches import HELD_OUT_SCENES, draw_clip
 from .measure import measure_scene, score
@@ -51,8 +53,9 @@ def held_out_scenes(count: int, seed: int = 0) -> list[Scene]:
 
 
 @torch.inference_mode()
-def attribute_accuracy(pipeline: Pipeline, scenes: Sequence[Scene], settings: Settings, *,
-                       batch: int = 16) -> dict[str, float]:
+def attribute_accuracy(
+    pipeline: Pipeline, scenes: Sequence[Scene], settings: Settings, *, batch: int = 16
+) -> dict[str, float]:
     """Generate a clip for every scene's canonical caption and read the attributes back from its pixels.
 
     Args:
@@ -135,7 +138,7 @@ def interpolation_psnr(pipeline: Pipeline, clips: Sequence[Tensor], passes: int)
 def blend(keyframes: Tensor, spacing: int) -> Tensor:
     """Return keyframes ``[T, ...]`` with ``spacing - 1`` linear blends between neighbours."""
     share = (torch.arange(spacing) / spacing).reshape(-1, *[1] * (keyframes.ndim - 1))
-    parts = [torch.lerp(a[None], b[None], share) for a, b in zip(keyframes[:-1], keyframes[1:], strict=True)]
+    parts = [torch.lerp(a[None], b[None], share) for a, b in itertools.pairwise(keyframes)]
     return torch.cat([*parts, keyframes[-1:]])
 
 
@@ -171,8 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(fps=options.fps, steps=options.steps, guidance_scale=options.guidance, seed=options.seed)
     start = time.perf_counter()
     rows = evaluate(pipeline, options.captions, options.clips, settings)
-    print(f"{options.captions} held-out captions, {options.steps} steps, fps {options.fps}, seed {options.seed}; "
-          f"{time.perf_counter() - start:.0f} s on {torch.get_num_threads()} threads")
+    print(
+        f"{options.captions} held-out captions, {options.steps} steps, fps {options.fps}, seed {options.seed}; "
+        f"{time.perf_counter() - start:.0f} s on {torch.get_num_threads()} threads"
+    )
     for row in rows:
         bound = "" if row.threshold is None else f"  at least {row.threshold:g}  {'pass' if row.passed else 'FAIL'}"
         print(f"{row.name:36} {row.value:8.3f}{bound}")

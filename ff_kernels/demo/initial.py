@@ -47,4 +47,3 @@ def _start_as_identity(conv: nn.Module, merge: nn.Parameter) -> None:
     nn.init.dirac_(conv.weight)
     nn.init.zeros_(conv.bias)
     merge.fill_(MERGE_START)
-

@@ -3,7 +3,8 @@
 from typing import Any
 
 from ..model_files import find_models
-from ..pipeline import Pipeline, Settings
+from ..pipeline import Pipeline
+from ..settings import Settings
 from . import WEIGHTS
 
 # Measured on held-out captions (README): more guidance sharpens attributes until it bends shapes.

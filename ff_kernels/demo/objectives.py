@@ -93,8 +93,16 @@ class KeyframeNoise(nn.Module):
         null_mask[:, 0] = 1
         return torch.where(keep[:, None, None], context, null), torch.where(keep[:, None], mask, null_mask)
 
-    def forward(self, latents: Tensor, noise: Tensor, ids: Tensor, mask: Tensor, keep: Tensor, timesteps: Tensor,
-                alpha_bar: Tensor) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        keep: Tensor,
+        timesteps: Tensor,
+        alpha_bar: Tensor,
+    ) -> Tensor:
         """Return the weighted error of the noise predicted for ``latents`` ``[B, T, 4, h, w]``."""
         dtype = self.null_embedding.dtype
         B, T = latents.shape[:2]
@@ -118,8 +126,17 @@ class GapVelocity(nn.Module):
         self.unet = unet
         self.null_embedding = nn.Parameter(torch.zeros(unet.config.context_dim))
 
-    def forward(self, keyframes: Tensor, inner: Tensor, noise: Tensor, keep: Tensor, skip_frames: Tensor,
-                noise_level: Tensor, timesteps: Tensor, alpha_bar: Tensor) -> Tensor:
+    def forward(
+        self,
+        keyframes: Tensor,
+        inner: Tensor,
+        noise: Tensor,
+        keep: Tensor,
+        skip_frames: Tensor,
+        noise_level: Tensor,
+        timesteps: Tensor,
+        alpha_bar: Tensor,
+    ) -> Tensor:
         """Return the error of v for ``inner`` ``[B, G, 12, h, w]`` between ``keyframes`` ``[B, G + 1, 4, h, w]``."""
         dtype = self.null_embedding.dtype
         B, G = inner.shape[:2]

@@ -244,9 +244,7 @@ def sample_layout(scene: Scene, rng: np.random.Generator) -> Layout:
     radius = SIZE_RADIUS_PX[scene.size]
     if scene.motion in ("grows", "shrinks"):
         radius *= SCALE_RANGE[1]
-    room_x, room_y = (
-        IMAGE_SIZE - 2.0 * (extent + _MARGIN_PX) for extent in half_extents(scene.shape, radius)
-    )
+    room_x, room_y = (IMAGE_SIZE - 2.0 * (extent + _MARGIN_PX) for extent in half_extents(scene.shape, radius))
     jitter_x = jitter_y = _ACROSS_JITTER_PX
     travel = 0.0
     if scene.motion in ("left", "right"):
@@ -263,9 +261,7 @@ def sample_layout(scene: Scene, rng: np.random.Generator) -> Layout:
     )
 
 
-def track(
-    scene: Scene, layout: Layout, times: Tensor | np.ndarray | Sequence[float]
-) -> tuple[Tensor, Tensor, Tensor]:
+def track(scene: Scene, layout: Layout, times: Tensor | np.ndarray | Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
     """Position and radius of the object over time.
 
     Args:

@@ -25,6 +25,7 @@ from ..models.text_encoder import TextEncoder, TextProjection
 from ..tokenizer import Tokenizer
 from . import batches, objectives, recipe
 from .initial import initialise
+from .latents import fit_latents_to_range
 from .scenes import ATTRIBUTES, caption_corpus
 from .training import Fit, train
 
@@ -40,13 +41,17 @@ class Workshop:
         folder: one ``<stage>.safetensors`` per finished stage, ``state/`` with what resumes an unfinished one.
         device: where to train.
         dtype: float32, or bfloat16 where that is faster.
-        share: factor on every stage's steps; the shipped weights have 1.
+        share: factor on every stage's steps and clips; the shipped weights have 1.
     """
 
     folder: Path
     device: torch.device
     dtype: torch.dtype
     share: float = 1.0
+
+    def scaled(self, count: int) -> int:
+        """Return a number of steps or clips at this workshop's share."""
+        return max(1, round(count * self.share))
 
     def result(self, stage: str) -> Path:
         """File of a finished stage."""
@@ -55,10 +60,14 @@ class Workshop:
     def train(self, stage: str, objective: nn.Module, draw: Callable[..., tuple[Tensor, ...]], fit: Fit) -> None:
         """Train one stage to its end and keep all weights of the objective, the averaged ones where trained."""
         torch.manual_seed(0)
-        fit = replace(fit, steps=max(1, round(fit.steps * self.share)))
-        averages = train(objective, draw, fit, self.folder / "state" / f"{stage}.pt", device=self.device,
-                         dtype=self.dtype)
-        weights = {k: averages.get(k, v.detach().cpu()) for k, v in objective.state_dict().items()}
+        fit = replace(fit, steps=self.scaled(fit.steps))
+        averages = train(
+            objective, draw, fit, self.folder / "state" / f"{stage}.pt", device=self.device, dtype=self.dtype
+        )
+        self.save(stage, {k: averages.get(k, v.detach().cpu()) for k, v in objective.state_dict().items()})
+
+    def save(self, stage: str, weights: dict[str, Tensor]) -> None:
+        """Write the result of a stage."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.result(stage)) as path:
             save_file({k: v.clone().contiguous() for k, v in drop_aliases(weights).items()}, path)
@@ -129,8 +138,15 @@ def trained_movq(shop: Workshop) -> MoVQ:
 
 
 def run_movq(shop: Workshop) -> None:
-    """Train the image autoencoder on single frames."""
-    shop.train("movq", objectives.Reconstruction(MoVQ(recipe.MOVQ)), batches.draw_frames, recipe.MOVQ_FIT)
+    """Train the image autoencoder on single frames and bring its latents into the sampler's range."""
+    objective = objectives.Reconstruction(MoVQ(recipe.MOVQ))
+    shop.train("movq", objective, batches.draw_frames, recipe.MOVQ_FIT)
+    shop.load("movq", objective)
+    frames = batches.draw_frames(np.random.default_rng(1), shop.scaled(recipe.RANGE_FRAMES))[0]
+    with torch.inference_mode():
+        latents = objective.movq.encode(frames)
+    fit_latents_to_range(objective.movq, latents)
+    shop.save("movq", objective.state_dict())
 
 
 def run_decoder(shop: Workshop) -> None:
@@ -162,7 +178,7 @@ def run_text(shop: Workshop) -> None:
 def run_keyframes(shop: Workshop) -> None:
     """Train text encoder, projection, null embedding and keyframe U-Net together."""
     movq = trained_movq(shop)
-    clips = shop.clips("keyframes", lambda: batches.encode_clips(movq, 1, recipe.KEYFRAME_CLIPS, None))
+    clips = shop.clips("keyframes", lambda: batches.encode_clips(movq, 1, shop.scaled(recipe.KEYFRAME_CLIPS), None))
     objective = objectives.KeyframeNoise(*text_parts(), initialise(KeyframeUNet(recipe.KEYFRAMES)))
     shop.load("text", objective)
     draw = partial(batches.draw_keyframes, clips=clips, tokenizer=tokenizer(shop))
@@ -173,7 +189,9 @@ def run_interpolation(shop: Workshop) -> None:
     """Train the interpolation U-Net on both passes mixed."""
     movq = trained_movq(shop)
     clips = {
-        skip: shop.clips(f"skip_{skip}", partial(batches.encode_clips, movq, 2 + skip, recipe.GAP_CLIPS // 2, skip))
+        skip: shop.clips(
+            f"skip_{skip}", partial(batches.encode_clips, movq, 2 + skip, shop.scaled(recipe.GAP_CLIPS // 2), skip)
+        )
         for skip in batches.SKIP_FRAMES
     }
     objective = objectives.GapVelocity(initialise(InterpolationUNet(recipe.INTERPOLATION)))

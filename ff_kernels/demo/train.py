@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="torch device to train on (default cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="compute dtype (default float32)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
-    parser.add_argument("--share", type=float, default=1.0, help="factor on every stage's steps (default 1)")
+    parser.add_argument("--share", type=float, default=1.0, help="factor on every stage's steps and clips (default 1)")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)

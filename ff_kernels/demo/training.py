@@ -92,9 +92,17 @@ def train(
     def save(step: int) -> None:
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(checkpoint) as path:
-            torch.save({"step": step, "seconds": seconds, "loss": running, "averages": averages,
-                        "weights": {k: p.detach() for k, p in weights.items()},
-                        "optimizer": optimizer.state_dict()}, path)
+            torch.save(
+                {
+                    "step": step,
+                    "seconds": seconds,
+                    "loss": running,
+                    "averages": averages,
+                    "weights": {k: p.detach() for k, p in weights.items()},
+                    "optimizer": optimizer.state_dict(),
+                },
+                path,
+            )
 
     clock = saved = time.monotonic()
     bar = tqdm(range(start, fit.steps), initial=start, total=fit.steps, desc=checkpoint.stem, mininterval=5)

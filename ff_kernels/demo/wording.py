@@ -6,9 +6,7 @@ _DIRECTIONS = ("left", "right", "up", "down")
 
 # The first phrase of each row is the canonical one.
 SIZE_WORDS = {"small": ("small", "tiny", "little"), "large": ("large", "big", "huge")}
-COLOR_WORDS = {name: (name,) for name in ("red", "green", "blue", "yellow", "cyan")} | {
-    "purple": ("purple", "violet")
-}
+COLOR_WORDS = {name: (name,) for name in ("red", "green", "blue", "yellow", "cyan")} | {"purple": ("purple", "violet")}
 SHAPE_WORDS = {
     "circle": ("circle", "ball", "disc"),
     "square": ("square", "box"),

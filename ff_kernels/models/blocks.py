@@ -28,8 +28,9 @@ class ConditionalGroupNorm(nn.Module):
 class ConvBlock(nn.Module):
     """Norm, SiLU, optional doubling, convolution, optional mixing over time, optional halving."""
 
-    def __init__(self, layers: Layers, config: UNetConfig, channels: tuple[int, int], kernel: int,
-                 resample: str | None) -> None:
+    def __init__(
+        self, layers: Layers, config: UNetConfig, channels: tuple[int, int], kernel: int, resample: str | None
+    ) -> None:
         super().__init__()
         inputs, outputs = channels
         self.group_norm = ConditionalGroupNorm(layers, config, inputs)
@@ -50,8 +51,14 @@ class ConvBlock(nn.Module):
 class ResNetBlock(nn.Module):
     """Bottleneck of four convolutions (kernels 1, 3, 3, 1) with a shortcut; resamples once if asked to."""
 
-    def __init__(self, layers: Layers, config: UNetConfig, channels: tuple[int, int], resample: str | None = None,
-                 conv_block: type[ConvBlock] = ConvBlock) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        config: UNetConfig,
+        channels: tuple[int, int],
+        resample: str | None = None,
+        conv_block: type[ConvBlock] = ConvBlock,
+    ) -> None:
         super().__init__()
         inputs, outputs = channels
         hidden = max(inputs, outputs) // config.compression_ratio
@@ -172,4 +179,3 @@ def to_tokens(x: Tensor) -> Tensor:
 def to_maps(tokens: Tensor, like: Tensor) -> Tensor:
     """View ``[N, H * W, C]`` as ``[N, C, H, W]`` with the sides of ``like``."""
     return tokens.transpose(1, 2).unflatten(2, like.shape[-2:])
-

@@ -86,8 +86,9 @@ class InterpolationUNet(UNet):
         merge = None if merge is None else merge.to(context.device).repeat_interleave(per_row, 0)
         return self._tables(valid, mask, {"time": time}, samples=rows * per_row, num_frames=num_gaps, merge=merge)
 
-    def _merge_conditions(self, time: Tensor, noise_level: Tensor | float, skip_frames: Tensor | int,
-                          rows: int) -> Tensor:
+    def _merge_conditions(
+        self, time: Tensor, noise_level: Tensor | float, skip_frames: Tensor | int, rows: int
+    ) -> Tensor:
         level = expand_rows(noise_level, rows, time.device)
         skip = expand_rows(skip_frames, rows, time.device).to(torch.long)
         noisy = self._embed(self.perturbation_to_time_embed, level, time)  # [R, E]

@@ -83,14 +83,18 @@ class KeyframeUNet(UNet):
             vectors["position"] = position[None]
             if self.config.family == "1.1":
                 vectors["both"] = combine_rows(time, position, per_row)
-        return self._tables(valid, mask, vectors, samples=rows * per_row, num_frames=num_frames,
-                            is_temporal=positions is not None)
+        return self._tables(
+            valid, mask, vectors, samples=rows * per_row, num_frames=num_frames, is_temporal=positions is not None
+        )
 
-    def _first_frame_vectors(self, noise_level: Tensor | float | None, motion_score: Tensor | float | None,
-                             rows: int, like: Tensor) -> Tensor | None:
+    def _first_frame_vectors(
+        self, noise_level: Tensor | float | None, motion_score: Tensor | float | None, rows: int, like: Tensor
+    ) -> Tensor | None:
         total = None
-        for name, values in (("temporal_noise_aug_time_encoding", noise_level),
-                             ("temporal_motion_score_encoding", motion_score)):
+        for name, values in (
+            ("temporal_noise_aug_time_encoding", noise_level),
+            ("temporal_motion_score_encoding", motion_score),
+        ):
             values = expand_rows(values, rows, like.device)
             if values is not None and hasattr(self, name):
                 vector = self._embed(getattr(self, name), values, like)

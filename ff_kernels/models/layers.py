@@ -43,9 +43,7 @@ class Layers:
     def temporal_conv(self, inputs: int, outputs: int, kernel: int = 3) -> nn.Module:
         """Convolution along time over ``[B, C, T, P]`` with Conv3d weights ``[O, I, kernel, 1, 1]``."""
         cls = temporal_conv_class(self.operations.Conv3d)
-        return cls(
-            inputs, outputs, (kernel, 1, 1), padding=(kernel // 2, 0, 0), device=self.device, dtype=self.dtype
-        )
+        return cls(inputs, outputs, (kernel, 1, 1), padding=(kernel // 2, 0, 0), device=self.device, dtype=self.dtype)
 
     def group_norm(self, groups: int, channels: int, eps: float = 1e-5) -> nn.Module:
         """Group normalisation with its own gain and bias."""

@@ -34,8 +34,9 @@ class SpatialNorm(nn.Module):
 class ResnetBlock(nn.Module):
     """Norm, SiLU, 3x3 twice with a shortcut; in a temporal decoder a convolution over time follows each 3x3."""
 
-    def __init__(self, layers: Layers, config: MoVQConfig, channels: tuple[int, int], decoder: bool,
-                 temporal: bool = False) -> None:
+    def __init__(
+        self, layers: Layers, config: MoVQConfig, channels: tuple[int, int], decoder: bool, temporal: bool = False
+    ) -> None:
         super().__init__()
         inputs, outputs = channels
         self.is_3d = decoder and config.build_3D_decoder
@@ -274,8 +275,9 @@ class MoVQ(nn.Module):
         dtype: dtype of the weights.
     """
 
-    def __init__(self, config: MoVQConfig, *, operations: Any = nn, device: Any = None,
-                 dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, config: MoVQConfig, *, operations: Any = nn, device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         layers = Layers(operations, device, dtype)
         self.config = config

@@ -27,11 +27,13 @@ class TemporalResNetBlock(nn.Module):
         hidden = channels // config.compression_ratio
         widths = ((channels, hidden), (hidden, hidden), (hidden, hidden), (hidden, channels))
         self.temporal_resnet_blocks = nn.ModuleList(
-            nn.ModuleList([
-                ConditionalGroupNorm(layers, config, inputs, rows),
-                nn.SiLU(),
-                layers.temporal_conv(inputs, outputs, kernel),
-            ])
+            nn.ModuleList(
+                [
+                    ConditionalGroupNorm(layers, config, inputs, rows),
+                    nn.SiLU(),
+                    layers.temporal_conv(inputs, outputs, kernel),
+                ]
+            )
             for (inputs, outputs), kernel in zip(widths, (1, 3, 3, 1), strict=True)
         )
 
@@ -114,8 +116,9 @@ class TemporalMergeConv(nn.Module):
 class MergingConvBlockV10(ConvBlock):
     """Convolution block of the 1.0 interpolation: the temporal parts sit on the block itself."""
 
-    def __init__(self, layers: Layers, config: UNetConfig, channels: tuple[int, int], kernel: int,
-                 resample: str | None) -> None:
+    def __init__(
+        self, layers: Layers, config: UNetConfig, channels: tuple[int, int], kernel: int, resample: str | None
+    ) -> None:
         super().__init__(layers, config, channels, kernel, resample)
         self.temporal_merge = layers.parameter(1)
         self.temporal_projection = layers.temporal_conv(channels[1], channels[1])
@@ -126,8 +129,9 @@ class MergingConvBlockV10(ConvBlock):
 class MergingConvBlockV11(ConvBlock):
     """Convolution block of the 1.1 interpolation: the temporal parts are a submodule."""
 
-    def __init__(self, layers: Layers, config: UNetConfig, channels: tuple[int, int], kernel: int,
-                 resample: str | None) -> None:
+    def __init__(
+        self, layers: Layers, config: UNetConfig, channels: tuple[int, int], kernel: int, resample: str | None
+    ) -> None:
         super().__init__(layers, config, channels, kernel, resample)
         self.temporal_projection_new = TemporalMergeConv(layers, channels[1])
 

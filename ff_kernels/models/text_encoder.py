@@ -117,8 +117,9 @@ class TextEncoder(nn.Module):
         dtype: dtype of the weights; float32 or bfloat16 (float16 can overflow at the size of Flan-UL2).
     """
 
-    def __init__(self, config: TextConfig, *, operations: Any = nn, device: Any = None,
-                 dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, config: TextConfig, *, operations: Any = nn, device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         layers = Layers(operations, device, dtype)
         self.config = config
@@ -145,8 +146,9 @@ class TextEncoder(nn.Module):
 class TextProjection(nn.Sequential):
     """Linear without bias and LayerNorm from the encoder's width to the U-Nets' context width."""
 
-    def __init__(self, inputs: int, outputs: int, *, operations: Any = nn, device: Any = None,
-                 dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, operations: Any = nn, device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
         layers = Layers(operations, device, dtype)
         super().__init__(layers.linear(inputs, outputs, bias=False), layers.layer_norm(outputs))
 

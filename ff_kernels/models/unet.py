@@ -1,5 +1,6 @@
 """The skeleton that all four U-Nets share: levels down and up, embeddings, and the tables of ``prepare``."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -43,8 +44,9 @@ class _Level(nn.Module):
             self.temporal_attention_block = blocks.temporal_attention(channels)
 
 
-def _unit(blocks: BlockSet, residuals: tuple[nn.Module, nn.Module], width: int, temporal: int,
-          context: bool) -> nn.ModuleList:
+def _unit(
+    blocks: BlockSet, residuals: tuple[nn.Module, nn.Module], width: int, temporal: int, context: bool
+) -> nn.ModuleList:
     """Two residual blocks around a text attention; the list order is that of the releases' state dict."""
     text = AttentionBlock(blocks.layers, blocks.config, width, blocks.config.context_dim) if context else nn.Identity()
     times = (blocks.temporal_residual(temporal), blocks.temporal_residual(temporal))
@@ -54,8 +56,9 @@ def _unit(blocks: BlockSet, residuals: tuple[nn.Module, nn.Module], width: int, 
 class DownLevel(_Level):
     """Self and temporal attention on the input width, then units; the last one halves the sides."""
 
-    def __init__(self, blocks: BlockSet, widths: tuple[int, int], units: int, context: bool, attention: bool,
-                 halve: bool) -> None:
+    def __init__(
+        self, blocks: BlockSet, widths: tuple[int, int], units: int, context: bool, attention: bool, halve: bool
+    ) -> None:
         super().__init__()
         inputs, outputs = widths
         self._add_attention(blocks, inputs, attention)
@@ -79,8 +82,9 @@ class DownLevel(_Level):
 class UpLevel(_Level):
     """Units, the first of which doubles the sides, then temporal and self attention on the output width."""
 
-    def __init__(self, blocks: BlockSet, widths: tuple[int, int, int], units: int, context: bool, attention: bool,
-                 double: bool) -> None:
+    def __init__(
+        self, blocks: BlockSet, widths: tuple[int, int, int], units: int, context: bool, attention: bool, double: bool
+    ) -> None:
         super().__init__()
         width, skip, outputs = widths
         self.resnet_attn_blocks = nn.ModuleList()
@@ -115,8 +119,9 @@ class UNet(nn.Module):
 
     block_set: type[BlockSet]
 
-    def __init__(self, config: UNetConfig, *, operations: Any = nn, device: Any = None,
-                 dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, config: UNetConfig, *, operations: Any = nn, device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         layers = Layers(operations, device, dtype)
@@ -134,7 +139,7 @@ class UNet(nn.Module):
     def _add_levels(self, blocks: BlockSet) -> None:
         config = self.config
         widths = [config.init_channels, *(config.model_channels * mult for mult in config.dim_mult)]
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         options = list(zip(config.num_blocks, config.add_cross_attention, config.add_self_attention, strict=True))
         last = len(pairs) - 1
         self.down_samples = nn.ModuleList(
@@ -173,8 +178,8 @@ class UNet(nn.Module):
         fits = x.ndim == 4 and x.shape[0] == conditions.samples and x.shape[1] == config.num_channels
         if not fits or x.shape[2] % multiple or x.shape[3] % multiple:
             raise ShapeError(
-                f"the {config.family} {config.stage} U-Net expected [{conditions.samples}, {config.num_channels}, h, w] "
-                f"with h and w multiples of {multiple}, got {list(x.shape)}: check frames, channels and size"
+                f"expected [{conditions.samples}, {config.num_channels}, h, w] with h and w multiples of {multiple} "
+                f"for the {config.stage} U-Net of release {config.family}, got {list(x.shape)}: check frames and size"
             )
 
     def _run_levels(self, x: Tensor, step: Step) -> Tensor:

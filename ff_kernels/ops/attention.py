@@ -1,6 +1,7 @@
 """Attention over tokens and over time; both are thin views around ``scaled_dot_product_attention``."""
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 
@@ -36,10 +37,7 @@ def attend_over_time(query: Tensor, key: Tensor, value: Tensor, heads: int) -> T
     Returns:
         ``[B, T, P, C]``.
     """
-    B, T, P, C = query.shape
-    # [B, T, P, heads, d] -> [B * P, heads, T, d]
-    query, key, value = (
-        t.unflatten(-1, (heads, C // heads)).permute(0, 2, 3, 1, 4).flatten(0, 1) for t in (query, key, value)
-    )
-    out = F.scaled_dot_product_attention(query, key, value)
-    return out.unflatten(0, (B, P)).permute(0, 3, 1, 2, 4).reshape(B, T, P, C)
+    B = query.shape[0]
+    query, key, value = (rearrange(t, "b t p (h d) -> (b p) h t d", h=heads) for t in (query, key, value))
+    out = F.scaled_dot_product_attention(query, key, value)  # [B * P, heads, T, C / heads]
+    return rearrange(out, "(b p) h t d -> b t p (h d)", b=B)

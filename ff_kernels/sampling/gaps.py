@@ -1,6 +1,7 @@
 """Keyframes to gaps and back: T keyframes have T - 1 gaps of three frames, which makes 4T - 3 frames."""
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..errors import ShapeError
@@ -47,7 +48,7 @@ def join_gaps(keyframes: Tensor, gaps: Tensor) -> Tensor:
             f"expected gaps {[B * (T - 1), FRAMES_PER_GAP * C, h, w]} for keyframes {list(keyframes.shape)}, got "
             f"{list(gaps.shape)}: pass the gaps made from these keyframes"
         )
-    inner = gaps.reshape(B, T - 1, FRAMES_PER_GAP, C, h, w).to(keyframes.dtype)
+    inner = rearrange(gaps.to(keyframes.dtype), "(b g) (f c) h w -> b g f c h w", b=B, c=C)
     groups = torch.cat([keyframes[:, :-1, None], inner], dim=2)  # [B, T - 1, 4, C, h, w]
     return torch.cat([groups.flatten(1, 2), keyframes[:, -1:]], dim=1)
 

@@ -20,8 +20,9 @@ def mix_text(conditional: Tensor, unconditional: Tensor, guidance_scale: float) 
     return (guidance_scale + 1.0) * conditional - guidance_scale * unconditional
 
 
-def mix_text_image(text_image: Tensor, image: Tensor, neither: Tensor, guidance_scale: float,
-                   image_guidance: float) -> Tensor:
+def mix_text_image(
+    text_image: Tensor, image: Tensor, neither: Tensor, guidance_scale: float, image_guidance: float
+) -> Tensor:
     """Mix three branches: ``(1 - wi) * none + (wi - w) * image + w * (text and image)``.
 
     Source: release 1.1; golden ``v11_pipeline``.

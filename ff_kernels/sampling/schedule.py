@@ -82,7 +82,11 @@ def posterior_tables_v10(steps: int) -> PosteriorTables:
     # Release 1.0: the variance of step 0 is zero, its logarithm is taken from step 1 (golden v10_schedule).
     log_variance = torch.log(torch.cat([variance[1:2], variance[1:]])) if steps > 1 else torch.zeros(1)
     return PosteriorTables(
-        betas, bar, previous.sqrt() * betas / (1 - bar), alphas.sqrt() * (1 - previous) / (1 - bar), variance,
+        betas,
+        bar,
+        previous.sqrt() * betas / (1 - bar),
+        alphas.sqrt() * (1 - previous) / (1 - bar),
+        variance,
         log_variance,
     )
 
@@ -106,10 +110,17 @@ def make_schedule_v10(steps: int = 50) -> Schedule:
     noise_gain = torch.exp(0.5 * tables.posterior_log_variance)
     noise_gain[0] = 0.0
     return Schedule(
-        *(t.flip(0) for t in (
-            timesteps, tables.alphas_cumprod.sqrt(), (1 - tables.alphas_cumprod).sqrt(),
-            tables.posterior_mean_coef_1, tables.posterior_mean_coef_2, noise_gain,
-        )),
+        *(
+            t.flip(0)
+            for t in (
+                timesteps,
+                tables.alphas_cumprod.sqrt(),
+                (1 - tables.alphas_cumprod).sqrt(),
+                tables.posterior_mean_coef_1,
+                tables.posterior_mean_coef_2,
+                noise_gain,
+            )
+        ),
         # Release 1.0: noise is drawn at the last step as well and then masked.
         draws_noise=(True,) * steps,
         betas=tables.betas,

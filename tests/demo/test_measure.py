@@ -82,9 +82,7 @@ def test_measure_scene_never_raises_on_finite_frames(count, offset, spread, seed
     assert isinstance(measure.measure_scene(offset + spread * noise), scenes.Scene)
 
 
-@pytest.mark.parametrize(
-    "shape", [(3, 64, 64), (0, 3, 64, 64), (5, 64, 64, 3)], ids=["rank", "empty", "last"]
-)
+@pytest.mark.parametrize("shape", [(3, 64, 64), (0, 3, 64, 64), (5, 64, 64, 3)], ids=["rank", "empty", "last"])
 def test_measure_scene_wrong_shape_names_it(shape):
     with pytest.raises(ShapeError, match=str(list(shape)).replace("[", r"\[")):
         measure.measure_scene(torch.zeros(shape))

@@ -96,9 +96,7 @@ def test_render_returns_float32_channels_first():
 
 
 @pytest.mark.parametrize("shape", scenes.SHAPES)
-@pytest.mark.parametrize(
-    "radius", [0.6 * 7.0, 7.0, 13.0, 1.4 * 13.0], ids=["least", "small", "large", "most"]
-)
+@pytest.mark.parametrize("radius", [0.6 * 7.0, 7.0, 13.0, 1.4 * 13.0], ids=["least", "small", "large", "most"])
 def test_shape_coverage_matches_area_and_extents(shape, radius):
     centre, size = torch.tensor([32.0]), torch.tensor([radius])
     coverage = scenes.shape_coverage(shape, centre, centre, size)[0]

@@ -85,11 +85,11 @@ def test_every_weighted_layer_comes_from_operations(config):
     def recording(name):
         base = getattr(nn, name)
 
-        def __init__(self, *args, **kwargs):
+        def start(self, *args, **kwargs):
             made.append(self)
             base.__init__(self, *args, **kwargs)
 
-        return type(name, (base,), {"__init__": __init__})
+        return type(name, (base,), {"__init__": start})
 
     names = ("Linear", "Conv2d", "ConvTranspose2d", "Conv3d", "GroupNorm", "Embedding")
     network = unet(config, operations=SimpleNamespace(**{name: recording(name) for name in names}))
@@ -120,8 +120,9 @@ def test_video_layer_is_used_for_a_clip_of_two_samples():
     # Release 1.1 would take the image layer for a batch of two; a branch run alone must not.
     network = unet(KEYFRAME_V11)
     texts = tuple(t[:1] for t in context(1))
-    conditions = network.prepare(*texts, torch.tensor([40]), positions=torch.arange(2), num_frames=2, noise_level=20,
-                                 motion_score=10)
+    conditions = network.prepare(
+        *texts, torch.tensor([40]), positions=torch.arange(2), num_frames=2, noise_level=20, motion_score=10
+    )
     x = draw(2, 9, 4, 4)
     out = network(x, conditions)
     network.image_in_layer.weight.zero_()

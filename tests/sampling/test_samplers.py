@@ -32,12 +32,25 @@ def oracle(schedule, is_v):
     return predict
 
 
-@pytest.mark.parametrize(("schedule", "is_v"), [
-    (make_schedule_v10(20), False), (make_schedule_v10(20), True), (make_schedule_v11(20, "leading"), False),
-    (make_schedule_v11(10, "trailing"), True)], ids=["v10_eps", "v10_v", "v11_eps", "v11_v"])
+@pytest.mark.parametrize(
+    ("schedule", "is_v"),
+    [
+        (make_schedule_v10(20), False),
+        (make_schedule_v10(20), True),
+        (make_schedule_v11(20, "leading"), False),
+        (make_schedule_v11(10, "trailing"), True),
+    ],
+    ids=["v10_eps", "v10_v", "v11_eps", "v11_v"],
+)
 def test_sample_ddpm_with_a_perfect_network_ends_at_the_sample(schedule, is_v):
-    out = sample_ddpm(oracle(schedule, is_v), draw(*TARGET.shape), schedule, SeededNoise([0]), clip=clip_to_range,
-                      denoise=denoised_from_v if is_v else denoised_from_eps)
+    out = sample_ddpm(
+        oracle(schedule, is_v),
+        draw(*TARGET.shape),
+        schedule,
+        SeededNoise([0]),
+        clip=clip_to_range,
+        denoise=denoised_from_v if is_v else denoised_from_eps,
+    )
     assert torch.allclose(out, TARGET, atol=2e-3)
 
 
@@ -46,9 +59,15 @@ def test_sample_ddpm_callback_sees_every_step_and_stops():
 
     def run(stop_at):
         seen.clear()
-        return sample_ddpm(oracle(schedule, False), draw(*TARGET.shape), schedule, SeededNoise([0]),
-                           denoise=denoised_from_eps, clip=clip_to_range,
-                           callback=lambda i, n, x0: seen.append((i, n, tuple(x0.shape))) or i == stop_at)
+        return sample_ddpm(
+            oracle(schedule, False),
+            draw(*TARGET.shape),
+            schedule,
+            SeededNoise([0]),
+            denoise=denoised_from_eps,
+            clip=clip_to_range,
+            callback=lambda i, n, x0: seen.append((i, n, tuple(x0.shape))) or i == stop_at,
+        )
 
     run(None)
     assert seen == [(i, 6, (3, 4, 2, 2)) for i in range(1, 7)]

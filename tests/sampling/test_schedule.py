@@ -26,14 +26,19 @@ def test_schedule_v10_has_the_released_values(row):
     step, told, bar, x0_gain, x_gain, log_variance = row
     schedule, place = make_schedule_v10(50), 49 - step
     assert schedule.timesteps[place] == told
-    values = [schedule.signal[place] ** 2, schedule.x0_gain[place], schedule.x_gain[place],
-              2 * schedule.noise_gain[place].log()]
+    values = [
+        schedule.signal[place] ** 2,
+        schedule.x0_gain[place],
+        schedule.x_gain[place],
+        2 * schedule.noise_gain[place].log(),
+    ]
     # The last entries come from 1 - beta in float32, hence the wider bound there.
     assert [v.item() for v in values] == pytest.approx([bar, x0_gain, x_gain, log_variance], rel=2e-3)
 
 
-@pytest.mark.parametrize(("timestep", "bar"), [(0, 0.9999588728), (20, 0.9981142282), (480, 0.5234284401),
-                                              (980, 0.0008737005), (999, 0.0)])
+@pytest.mark.parametrize(
+    ("timestep", "bar"), [(0, 0.9999588728), (20, 0.9981142282), (480, 0.5234284401), (980, 0.0008737005), (999, 0.0)]
+)
 def test_schedule_v11_has_the_released_values(timestep, bar):
     assert make_schedule_v11(50, "leading").alphas_cumprod[timestep].item() == pytest.approx(bar, rel=1e-4, abs=1e-9)
 

@@ -26,19 +26,26 @@ def write(folder: Path, family: str, without: tuple[str, ...] = ()) -> None:
     is_v10 = family == "1.0"
     projection = fill_weights(TextProjection(tiny.TEXT.d_model, tiny.CONTEXT), 4)
     null = {"null_embedding": tiny.draw(tiny.CONTEXT, seed=5)}
-    configs = {"keyframe": tiny.KEYFRAME_V10 if is_v10 else tiny.KEYFRAME_V11,
-               "interpolation": tiny.INTERPOLATION_V10 if is_v10 else tiny.INTERPOLATION_V11}
+    configs = {
+        "keyframe": tiny.KEYFRAME_V10 if is_v10 else tiny.KEYFRAME_V11,
+        "interpolation": tiny.INTERPOLATION_V10 if is_v10 else tiny.INTERPOLATION_V11,
+    }
     inside = {f"projections.t5.{k}": v for k, v in _tensors(projection).items()} if is_v10 else {}
     parts = {
-        "keyframe": (Kind("keyframe", family, configs["keyframe"]),
-                     {**_tensors(tiny.unet(configs["keyframe"])), **null, **inside}),
-        "interpolation": (Kind("interpolation", family, configs["interpolation"]),
-                          {**_tensors(tiny.unet(configs["interpolation"], 1)), **null}),
+        "keyframe": (
+            Kind("keyframe", family, configs["keyframe"]),
+            {**_tensors(tiny.unet(configs["keyframe"])), **null, **inside},
+        ),
+        "interpolation": (
+            Kind("interpolation", family, configs["interpolation"]),
+            {**_tensors(tiny.unet(configs["interpolation"], 1)), **null},
+        ),
         "movq": (Kind("movq", "", tiny.MOVQ), _tensors(fill_weights(MoVQ(tiny.MOVQ), 2))),
         "text_encoder": (Kind("text_encoder", "", tiny.TEXT), _tensors(fill_weights(TextEncoder(tiny.TEXT), 3))),
     }
     if not is_v10:
-        parts["video_movq"] = (Kind("video_movq", "", tiny.VIDEO_MOVQ), _tensors(fill_weights(MoVQ(tiny.VIDEO_MOVQ), 2)))
+        video = fill_weights(MoVQ(tiny.VIDEO_MOVQ), 2)
+        parts["video_movq"] = (Kind("video_movq", "", tiny.VIDEO_MOVQ), _tensors(video))
         save_file({f"projection_base.{k}": v for k, v in _tensors(projection).items()}, folder / "t5.safetensors")
     for name, (kind, tensors) in parts.items():
         if name not in without:

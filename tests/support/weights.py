@@ -1,22 +1,28 @@
 """Tiny networks of every kind and the nesting in which the authors save them."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
-from support import tiny
 from torch import Tensor, nn
 
 from fusionframes.ff_kernels.checkpoints.detection import Kind
 from fusionframes.ff_kernels.checkpoints.loading import build_network
+from fusionframes.ff_kernels.models.configs import MoVQConfig, TextConfig
+from fusionframes.ff_kernels.models.keyframe_unet import keyframe_positions
 from fusionframes.ff_kernels.models.text_encoder import TextProjection
 from fusionframes.ff_kernels.verify import fill_weights
+from support import tiny
 
 OVERRIDES = {"head_dim": 16, "groups": 8}
-UNET = {**OVERRIDES, "num_blocks": (1, 2)}
+UNET = {**OVERRIDES, "num_blocks": (1, 1)}
 CONFIGS = {
-    "keyframe_v10": replace(tiny.KEYFRAME_V10, **UNET, num_frames=15),
+    "keyframe_v10": replace(tiny.KEYFRAME_V10, **OVERRIDES, num_blocks=(1, 2), num_frames=15),
     "keyframe_v11": replace(tiny.KEYFRAME_V11, **UNET, num_frames=12),
+    "keyframe_v11_plain": replace(
+        tiny.KEYFRAME_V11, **UNET, num_frames=12, noise_augmentation=False, motion_score=False
+    ),
     "interpolation_v10": replace(tiny.INTERPOLATION_V10, **UNET),
     "interpolation_v11": replace(tiny.INTERPOLATION_V11, **UNET),
     "movq": tiny.MOVQ,
@@ -30,31 +36,36 @@ CONFIGS = {
     "video_movq_3d": replace(tiny.MOVQ, build_3D_decoder=True),
     "text_encoder": tiny.TEXT,
 }
+STAGES = ("keyframe", "interpolation", "video_movq", "movq", "text_encoder", "projection")
 
 
-def stage_of(name: str) -> str:
-    return next(s for s in ("keyframe", "interpolation", "video_movq", "movq", "text_encoder") if name.startswith(s))
+def kind_of(name: str) -> Kind:
+    stage = next(stage for stage in STAGES if name.startswith(stage))
+    config = CONFIGS.get(name)
+    return Kind(stage, getattr(config, "family", ""), config)
 
 
-def family_of(name: str) -> str:
-    return {"v10": "1.0", "v11": "1.1"}.get(name[-3:], "")
+@cache
+def _network(kind: Kind, config: object) -> nn.Module:
+    return fill_weights(build_network(kind), 0)
 
 
-def network_of(name: str, seed: int = 0) -> nn.Module:
-    return fill_weights(build_network(Kind(stage_of(name), family_of(name), CONFIGS[name])), seed).eval()
+def network_of(name: str) -> nn.Module:
+    """Return the network of a kind, made once and not to be changed."""
+    return _network(kind_of(name), CONFIGS[name])
 
 
+@cache
 def projection(seed: int = 0) -> dict[str, Tensor]:
-    network = fill_weights(TextProjection(tiny.TEXT.d_model, tiny.CONTEXT), seed)
-    return {key: value.clone() for key, value in network.state_dict().items()}
+    return dict(fill_weights(TextProjection(tiny.TEXT.d_model, tiny.CONTEXT), seed).state_dict())
 
 
-def nested(name: str, seed: int = 0) -> dict:
-    """Return what the authors hand to ``torch.save`` for a network."""
+def nested(name: str) -> dict:
+    """Return what the authors hand to ``torch.save``."""
     if name == "projection":
         return {"projection_base": projection(1), "projection_interpolation": projection(2)}
-    state = {key: value.detach() for key, value in network_of(name, seed).state_dict().items()}
-    if stage_of(name) not in ("keyframe", "interpolation"):
+    state = dict(network_of(name).state_dict())
+    if not name.startswith(("keyframe", "interpolation")):
         return state
     nest = {"unet": state, "null_embedding": tiny.draw(tiny.CONTEXT, seed=7)}
     if name == "keyframe_v10":
@@ -62,30 +73,29 @@ def nested(name: str, seed: int = 0) -> dict:
     return nest
 
 
-def save(folder: Path, name: str, file_name: str = "", seed: int = 0) -> Path:
+def save(folder: Path, name: str, file_name: str | None = None) -> Path:
     path = folder / (file_name or f"{name}.pt")
-    torch.save(nested(name, seed), path)
+    torch.save(nested(name), path)
     return path
 
 
-def damaged(data: bytes, random) -> bytes:
-    """Return ``data`` with a few random flips, cuts or insertions, most of them in its structure."""
-    out = bytearray(data)
-    for _ in range(random.choice((1, 1, 1, 2, 8))):
-        edge = random.choice((64, 2048, len(out)))
-        place = random.randrange(min(edge, len(out))) if random.random() < 0.5 else -random.randrange(
-            1, min(edge, len(out)) + 1) % len(out)
-        kind = random.choice(("flip", "flip", "flip", "byte", "cut", "insert", "end"))
-        if kind == "flip":
-            out[place] ^= 1 << random.randrange(8)
-        elif kind == "byte":
-            out[place] = random.randrange(256)
-        elif kind == "cut":
-            del out[place : place + random.randrange(1, 64)]
-        elif kind == "insert":
-            out[place:place] = random.randbytes(random.randrange(1, 64))
-        else:
-            del out[place:]
-        if not out:
-            break
-    return bytes(out)
+def run(network: nn.Module) -> Tensor:
+    """Run a network once on fixed inputs."""
+    config = network.config
+    if isinstance(config, MoVQConfig):
+        return network.decode(tiny.draw(2, config.z_channels, 4, 4))
+    if isinstance(config, TextConfig):
+        return network(torch.arange(5)[None], torch.ones(1, 5))
+    texts = (*tiny.context(1), torch.tensor([40]))
+    if config.stage == "interpolation":
+        conditions = network.prepare(*texts, num_gaps=2, skip_frames=3)
+    else:
+        extra = {"noise_level": 20, "motion_score": 10} if config.family == "1.1" else {}
+        conditions = network.prepare(*texts, positions=keyframe_positions(config.family, 2), num_frames=2, **extra)
+    return network(tiny.draw(2, config.num_channels, 4, 4), conditions)
+
+
+def equal(left: nn.Module, right: nn.Module) -> bool:
+    """Whether two networks have the same keys and the same values."""
+    left, right = left.state_dict(), right.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(value, right[key]) for key, value in left.items())

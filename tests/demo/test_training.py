@@ -1,0 +1,167 @@
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from fusionframes.ff_kernels.demo import batches, objectives, recipe, stages
+from fusionframes.ff_kernels.demo.initial import initialise
+from fusionframes.ff_kernels.demo.latents import fit_latents_to_range
+from fusionframes.ff_kernels.demo.scenes import is_held_out
+from fusionframes.ff_kernels.demo.training import Fit, learning_rate_at, train
+from fusionframes.ff_kernels.model_files import find_models
+from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
+from fusionframes.ff_kernels.models.movq import MoVQ
+from fusionframes.ff_kernels.pipeline import Pipeline
+from fusionframes.ff_kernels.sampling.gaps import join_gaps
+from fusionframes.ff_kernels.settings import Settings
+from fusionframes.ff_kernels.tokenizer import Tokenizer
+
+
+@pytest.fixture(autouse=True)
+def gradients():
+    with torch.enable_grad():
+        yield
+
+
+class Line(nn.Module):
+    """The smallest objective: fit y = 3x - 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return (self.net(x) - (3 * x - 1)).square().mean()
+
+
+def draw_line(rng, batch):
+    return (torch.from_numpy(rng.standard_normal((batch, 1), dtype=np.float32)),)
+
+
+FIT = Fit(steps=200, batch=8, learning_rate=0.1, warmup=5, weight_decay=0, average=0.9)
+CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
+
+
+def fitted(path, steps_first=None):
+    torch.manual_seed(1)
+    line = Line()
+    if steps_first:
+        # Stop early by raising from the data, as a killed run would.
+        calls = []
+
+        def draw(rng, batch):
+            calls.append(0)
+            if len(calls) > steps_first:
+                raise KeyboardInterrupt
+            return draw_line(rng, batch)
+
+        with pytest.raises(KeyboardInterrupt):
+            train(line, draw, FIT, path, **CPU)
+        line = Line()
+    return train(line, draw_line, FIT, path, **CPU)
+
+
+def test_train_learns_and_keeps_the_average(tmp_path):
+    weights = fitted(tmp_path / "line.pt")
+    assert weights["net.weight"].item() == pytest.approx(3, abs=0.1)
+    assert weights["net.bias"].item() == pytest.approx(-1, abs=0.1)
+
+
+def test_train_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("fusionframes.ff_kernels.demo.training.SAVE_EVERY_S", 0.0)
+    whole = fitted(tmp_path / "whole.pt")
+    resumed = fitted(tmp_path / "resumed.pt", steps_first=25)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_learning_rate_at_warms_up_and_falls_to_zero():
+    rates = [learning_rate_at(step, FIT) for step in range(FIT.steps)]
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) == 1
+    assert rates[-1] < 0.01
+
+
+def test_draw_scene_never_draws_a_held_out_combination():
+    rng = np.random.default_rng(0)
+    assert not any(is_held_out(batches.draw_scene(rng)) for _ in range(500))
+
+
+def test_draw_gaps_frames_join_to_the_window_they_were_cut_from():
+    windows = torch.randn(1, 17, 4, 2, 2)
+    clips = {skip: batches.LatentClips(windows.half(), (batches.TRAINING_SCENES[0],)) for skip in (1, 3)}
+    for seed in range(20):
+        keyframes, inner, _, keep, skips, level, timesteps, bars = batches.draw_gaps(
+            np.random.default_rng(seed), 4, clips
+        )
+        for i in range(4):
+            if level[i] == 0:
+                joined = join_gaps(keyframes[i : i + 1], inner[i])[0]
+                stored = windows.half().float()[0]
+                assert torch.equal(joined, stored) or torch.equal(joined, stored.flip(0))
+        assert set(keep.tolist()) <= {0.0, 1.0}
+        assert set(skips.tolist()) <= {1, 3}
+        assert ((bars > 0) & (bars < 1)).all()
+        assert ((timesteps >= 0) & (timesteps < 1000)).all()
+
+
+def test_initialise_leaves_the_video_decoder_equal_to_the_image_decoder():
+    with torch.no_grad():
+        image = MoVQ(recipe.MOVQ)
+        flags = {"temporal": True, "temporal_kernel_size": (3, 1, 1)}
+        video = initialise(MoVQ(replace(recipe.MOVQ, **flags)))
+        video.load_state_dict(image.state_dict(), strict=False)
+        latents = torch.randn(3, 4, 4, 4)
+        assert torch.allclose(video.decode(latents), image.decode(latents), atol=1e-5)
+
+
+def test_fit_latents_to_range_moves_the_latents_and_keeps_the_pictures():
+    with torch.no_grad():
+        movq = MoVQ(recipe.MOVQ)
+        pixels = torch.rand(6, 3, 16, 16) * 2 - 1
+        latents = movq.encode(pixels)
+        pictures = movq.decode(latents, frames=1)
+        fit_latents_to_range(movq, latents)
+        fitted = movq.encode(pixels)
+        assert torch.allclose(fitted.amax(dim=(0, 2, 3)), torch.ones(4), atol=1e-3)
+        assert torch.allclose(fitted.amin(dim=(0, 2, 3)), -torch.ones(4), atol=1e-3)
+        assert torch.allclose(movq.decode(fitted, frames=1), pictures, atol=1e-4)
+
+
+def test_gap_velocity_of_a_perfect_network_is_zero_error():
+    objective = objectives.GapVelocity(initialise(InterpolationUNet(recipe.INTERPOLATION)))
+    keyframes, inner, noise = torch.randn(2, 3, 4, 4, 4), torch.randn(2, 2, 12, 4, 4), torch.randn(2, 2, 12, 4, 4)
+    bar = torch.tensor([0.3, 0.8])
+    wanted = bar.sqrt()[:, None, None, None, None] * noise - (1 - bar).sqrt()[:, None, None, None, None] * inner
+    objective.unet.forward = lambda x, conditions: wanted.flatten(0, 1)
+    args = (torch.ones(2), torch.tensor([3, 1]), torch.tensor([0, 9]), torch.tensor([20, 40]), bar)
+    assert objective(keyframes, inner, noise, *args).item() == pytest.approx(0, abs=1e-10)
+
+
+def test_train_tokenizer_covers_every_caption_word():
+    tokenizer = Tokenizer(stages.train_tokenizer())
+    from fusionframes.ff_kernels.demo.scenes import caption_corpus
+
+    for caption in caption_corpus(3, 200):
+        assert tokenizer.processor.unk_id() not in tokenizer.encode(caption).ids
+
+
+def test_every_stage_runs_from_nothing_to_a_model_that_generates(tmp_path):
+    # Each stage for real, at a thousandth of its length: the weights are useless, the files must fit together.
+    torch.set_num_threads(torch.get_num_threads())
+    shop = stages.Workshop(tmp_path, torch.device("cpu"), torch.float32, share=0.001)
+    for stage in stages.STAGES.values():
+        stage(shop)
+    trained, start = load_file(tmp_path / "video_movq.safetensors"), load_file(tmp_path / "decoder.safetensors")
+    assert torch.equal(trained["movq.encoder.conv_in.weight"], start["movq.encoder.conv_in.weight"])
+    assert not torch.equal(trained["movq.decoder.conv_in.weight"], start["movq.decoder.conv_in.weight"])
+    pipeline = Pipeline(find_models(tmp_path / "weights"))
+    clip = pipeline.generate("a red circle", Settings(fps="medium", width=64, height=64, steps=2))
+    assert clip.frames.shape == (17, 64, 64, 3)
+    assert clip.frames.isfinite().all()
+    again = partial(stages.run_text, shop)
+    again()
+    assert (tmp_path / "text.safetensors").exists()

@@ -1,0 +1,117 @@
+"""The house rules: who may import whom, how long a file is, what must not appear."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ENGINE = ROOT / "ff_kernels"
+SOURCES = [*sorted(p for folder in (ENGINE, ROOT / "nodes") for p in folder.rglob("*.py")), ROOT / "__init__.py"]
+TOP_LEVEL = {"nodes", "ff_kernels", "workflows", "tests", "__init__.py", "pyproject.toml", "README.md", "LICENSE",
+             "CHANGELOG.md", ".ci", ".gitignore"}  # fmt: skip
+# Room to the rooms it may import from; a file of the top floor is named by its stem.
+ALLOWED = {
+    "errors": set(),
+    "ops": {"errors"},
+    "models": {"ops", "errors"},
+    "sampling": {"errors"},
+    "tokenizer": {"errors"},
+    "frames_io": {"errors"},
+    "pictures": {"frames_io"},
+    "stages": {"errors", "models", "sampling"},
+    "decoding": {"errors", "models", "sampling"},
+    "settings": {"errors"},
+    "verify": {"decoding", "errors", "models", "sampling", "stages"},
+    "checkpoints": {"errors", "frames_io", "models"},
+    "model_files": {"checkpoints", "errors"},
+    "pipeline": {
+        "checkpoints",
+        "decoding",
+        "errors",
+        "model_files",
+        "models",
+        "pictures",
+        "sampling",
+        "settings",
+        "stages",
+        "tokenizer",
+    },
+    "demo": {
+        "checkpoints",
+        "errors",
+        "frames_io",
+        "model_files",
+        "models",
+        "pipeline",
+        "sampling",
+        "settings",
+        "tokenizer",
+    },
+    "cli": {"checkpoints", "demo", "errors", "frames_io", "pipeline", "settings", "verify"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+BANNED_FUNCTIONS = {"eval", "exec"}
+BANNED_METHODS = {"autocast", "cuda"}
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Rooms of the engine that a file imports by relative imports."""
+    depth = len(path.relative_to(ENGINE).parts)
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            if node.level > depth:
+                rooms.add("outside")
+            elif node.level == depth:
+                rooms |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+    return rooms - {"__version__"}
+
+
+@pytest.mark.parametrize("path", sorted(ENGINE.rglob("*.py")), ids=lambda p: str(p.relative_to(ENGINE)))
+def test_engine_file_imports_only_from_the_rooms_below(path):
+    room = path.relative_to(ENGINE).parts[0].removesuffix(".py")
+    assert imported_rooms(path) - {room} <= ALLOWED[room]
+
+
+def test_layout_test_catches_a_planted_upward_import(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ENGINE", tmp_path)
+    (tmp_path / "ops").mkdir()
+    (tmp_path / "ops" / "bad.py").write_text("from ..pipeline import Pipeline\nfrom ...nodes import x\n")
+    assert imported_rooms(tmp_path / "ops" / "bad.py") == {"pipeline", "outside"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_source_is_ascii_short_and_free_of_banned_calls(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.isascii()
+    # A page over 400 lines is two rooms; 450 leaves the author a few lines to notice.
+    assert text.count("\n") <= 450
+    tree = ast.parse(text)
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert not {call.id for call in calls if isinstance(call, ast.Name)} & BANNED_FUNCTIONS
+    assert not {call.attr for call in calls if isinstance(call, ast.Attribute)} & BANNED_METHODS
+    plain = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
+    foreign = {alias.name.split(".")[0] for node in plain for alias in node.names}
+    foreign |= {
+        node.module.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module
+    }
+    assert not foreign & {"diffusers", "transformers", "accelerate", "comfy", "fusionframes"}
+    loads = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
+    assert all("weights_only=True" in ast.unparse(load) for load in loads)
+
+
+def test_top_level_holds_what_the_layout_names():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert {name.split("/")[0] for name in listed.stdout.splitlines()} <= TOP_LEVEL
+
+
+def test_weights_of_the_demo_fit_the_package():
+    size = sum(p.stat().st_size for p in (ENGINE / "demo" / "weights").iterdir())
+    assert 0 < size <= 16e6
