@@ -1,5 +1,6 @@
 """Prompt to frames: the stages joined, with files, sizes in pixels, seeds and progress."""
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from .checkpoints.loading import Loaded, load_contents
 from .decoding import chunk_sizes, decode
-from .errors import InputError
+from .errors import CheckpointError, InputError
 from .model_files import ModelFiles, find_models
 from .models.text_encoder import project_context
 from .pictures import fit_as_released, fit_covering
@@ -116,8 +117,11 @@ class Pipeline:
     @property
     def multiple(self) -> int:
         """Width and height must be multiples of this many pixels: 64 for the releases."""
-        keyframe, movq = (self.models.require(stage)[1].config for stage in ("keyframe", self.decoder_stage))
-        return keyframe.side_multiple * movq.factor
+        movq = self.models.require(self.decoder_stage)[1].config
+        unets = [
+            self.models.files[stage][1].config for stage in ("keyframe", "interpolation") if stage in self.models.files
+        ]
+        return math.lcm(*(unet.side_multiple for unet in unets)) * movq.factor
 
     def resolve(self, settings: Settings) -> Settings:
         """Fill in the model's defaults and check every value; see ``resolve_settings``."""
@@ -182,13 +186,14 @@ class Pipeline:
         seeds = [(settings.seed + clip) * 4 + salt for clip in range(clips)]
         return Run(SeededNoise([seed % 2**63 for seed in seeds]), settings.is_stacked, callback)
 
-    def _null(self, text: Text, null_embedding: Tensor | None, stage: str) -> Text:
+    def _null_embedding(self, stage: str) -> Tensor:
+        null_embedding = self.network(stage).null_embedding
         if null_embedding is None:
-            raise InputError(
+            raise CheckpointError(
                 f"expected a null embedding in the {stage} file of '{self.models.folder}', found none: convert the "
                 "authors' file, which holds one"
             )
-        return text.unconditional(null_embedding)
+        return null_embedding.to(self.dtype)
 
     @torch.inference_mode()
     def sample_keyframes(
@@ -211,7 +216,7 @@ class Pipeline:
         """
         loaded = self.network("keyframe")
         run = self._run(settings, text.context.shape[0], 0, callback)
-        null = negative or self._null(text, loaded.null_embedding, "keyframe")
+        null = negative or text.unconditional(self._null_embedding("keyframe"))
         if self.family == "1.0":
             return sample_keyframes_v10(
                 loaded.network,
@@ -248,7 +253,7 @@ class Pipeline:
         latents = sample_picture_v11(
             loaded.network,
             text,
-            self._null(text, loaded.null_embedding, "keyframe"),
+            text.unconditional(self._null_embedding("keyframe")),
             run,
             size=size,
             guidance_scale=settings.guidance_scale,
@@ -286,12 +291,7 @@ class Pipeline:
             callback: see ``sample_ddpm``.
         """
         loaded = self.network("interpolation")
-        if loaded.null_embedding is None:
-            raise InputError(
-                f"expected a null embedding in the interpolation file of '{self.models.folder}', found "
-                "none: convert the authors' file, which holds one"
-            )
-        null = loaded.null_embedding.to(self.dtype)
+        null = self._null_embedding("interpolation")
         for i in range(first, first + passes):
             run = self._run(settings, keyframes.shape[0], 2 + i % 2, callback)
             steps = settings.steps if self.family == "1.0" else None

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ..frames_io import contact_sheet, write_image
 from ..model_files import find_models
 from ..pipeline import Pipeline
 from ..settings import LEVELS, Settings
@@ -82,6 +84,16 @@ def attribute_accuracy(
             for name, right in score(scene, measure_scene(frames)).items():
                 totals[name] = totals.get(name, 0) + right
     return {name: right / len(scenes) for name, right in totals.items()}
+
+
+@torch.inference_mode()
+def keyframe_sheet(pipeline: Pipeline, scenes: Sequence[Scene], settings: Settings) -> Image.Image:
+    """Return the keyframes of one clip per scene as a contact sheet, a clip per row."""
+    settings = pipeline.resolve(settings)
+    text = pipeline.encode_text([scene.caption() for scene in scenes])
+    clips = pipeline.sample_keyframes(text, settings)
+    frames = torch.cat([pipeline.decode(clip, settings) for clip in clips])
+    return contact_sheet(frames, columns=clips.shape[1])
 
 
 def true_clips(count: int, frames: int, seed: int = 1) -> list[Tensor]:
@@ -169,9 +181,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--guidance", type=float, help="text guidance w (default: the demo's)")
     parser.add_argument("--steps", type=int, default=50, help="sampling steps (default 50)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first caption's clip")
+    parser.add_argument("--sheet", type=Path, help="only write the keyframes of six captions as a picture")
     options = parser.parse_args(arguments)
     pipeline = Pipeline(find_models(options.weights), defaults=DEFAULTS)
     settings = Settings(fps=options.fps, steps=options.steps, guidance_scale=options.guidance, seed=options.seed)
+    if options.sheet is not None:
+        scenes = held_out_scenes(6, seed=2)
+        write_image(keyframe_sheet(pipeline, scenes, settings), options.sheet)
+        print("\n".join(scene.caption() for scene in scenes))
+        return 0
     start = time.perf_counter()
     rows = evaluate(pipeline, options.captions, options.clips, settings)
     print(

@@ -1,0 +1,35 @@
+"""What README promises and CI runs must be the same lines."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fusionframes.ff_kernels.cli import build_parser
+from fusionframes.ff_kernels.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for line in README.splitlines() if line.startswith("pip install -c")]
+
+
+def test_readme_has_two_setup_commands_and_ci_runs_both_verbatim():
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert len(COMMANDS) == 2
+    assert all(command in ci for command in COMMANDS)
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"`?(fusionframes (?:generate|convert) [^`|\n]+)", README))))
+def test_readme_command_lines_parse(line):
+    import shlex
+
+    try:
+        build_parser().parse_args(shlex.split(line)[1:])
+    except InputError as error:
+        pytest.fail(f"{line}: {error}")
+
+
+def test_readme_pictures_exist():
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+    assert pictures
+    assert all((ROOT / picture).stat().st_size > 0 for picture in pictures)
