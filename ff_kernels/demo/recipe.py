@@ -32,7 +32,7 @@ KEYFRAME_CLIPS = 5000
 GAP_CLIPS = 2000
 
 MOVQ_FIT = Fit(steps=1300, batch=16, learning_rate=2e-3)
-DECODER_FIT = Fit(steps=500, batch=16, learning_rate=1.5e-3)
+DECODER_FIT = Fit(steps=800, batch=16, learning_rate=1.5e-3)
 VIDEO_MOVQ_FIT = Fit(steps=300, batch=4, learning_rate=1e-3)
 TEXT_FIT = Fit(steps=1000, batch=64, learning_rate=2e-3)
 KEYFRAME_FIT = Fit(steps=4200, batch=8, learning_rate=1.5e-3, slow="text.")
