@@ -353,7 +353,7 @@ def verify_case(path: Path) -> list[Check]:
         tensors = load_file(path.with_suffix(".safetensors"))
         check, family = _kind(case, tensors)
         outputs = check(case, tensors, family)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise InputError(f"case {name}: {error}") from error
         raise InputError(
