@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoints.detection import NAMES, WHERE, Kind, detect
+from .checkpoints.detection import NAMES, WHERE, Kind, detect, places
 from .checkpoints.reading import INDEX_SUFFIX, SUFFIXES, Contents, read_contents, shard_names
 from .errors import CheckpointError, InputError
 
@@ -35,11 +35,9 @@ class ModelFiles:
             CheckpointError: if the folder has none.
         """
         if stage not in self.files:
-            places = " or ".join(
-                where for (name, family), where in WHERE.items() if name == stage and family in ("", self.family)
-            )
             raise CheckpointError(
-                f"expected {NAMES[stage]} of release {self.family} in '{self.folder}', found none: put {places} there"
+                f"expected {NAMES[stage]} of release {self.family} in '{self.folder}', found none: put "
+                f"{places(stage, self.family)} there"
             )
         return self.files[stage]
 

@@ -19,7 +19,7 @@ from .models.text_encoder import project_context
 from .pictures import fit_as_released, fit_covering
 from .sampling.noise import SeededNoise
 from .sampling.samplers import Callback
-from .settings import LEVELS, Settings, resolve_settings
+from .settings import DEFAULT_STEPS, LEVELS, Settings, resolve_settings
 from .stages import (
     SKIP_FRAMES,
     Run,
@@ -226,7 +226,7 @@ class Pipeline:
                 size=self._latent_size(settings),
                 num_frames=settings.num_frames,
                 guidance_scale=settings.guidance_scale,
-                steps=_or(settings.steps, 50),
+                steps=settings.steps or DEFAULT_STEPS,
             )
         return sample_keyframes_v11(
             loaded.network,
@@ -240,7 +240,7 @@ class Pipeline:
             motion_score=settings.motion_score,
             noise_level=settings.noise_level,
             uniform_noise=not settings.is_mended,
-            steps=_or(settings.steps, 50),
+            steps=settings.steps or DEFAULT_STEPS,
         )
 
     @torch.inference_mode()
@@ -257,7 +257,7 @@ class Pipeline:
             run,
             size=size,
             guidance_scale=settings.guidance_scale,
-            steps=_or(settings.steps, 50),
+            steps=settings.steps or DEFAULT_STEPS,
         )
         return decode(self.network("movq").network, latents.float())[0].permute(1, 2, 0).cpu()
 
@@ -425,7 +425,3 @@ class _Clock:
 
     def step(self, done: int, total: int, denoised: Tensor) -> bool:
         return self.count(done, total)
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 from .errors import InputError
 
+# Sampling steps of both releases for pictures and keyframes.
+DEFAULT_STEPS = 50
 # Interpolation passes and frames per second of each level (paper section 4.3: 2 to 8 to 30 frames per second).
 LEVELS = {"low": (0, 2.0), "medium": (1, 8.0), "high": (2, 30.0)}
 

@@ -14,7 +14,7 @@ from .errors import InputError
 from .models.conditions import Conditions
 from .models.interpolation_unet import InterpolationUNet
 from .models.keyframe_unet import KeyframeUNet, keyframe_positions
-from .models.text_encoder import null_context
+from .models.text_encoder import NULL_TOKENS_V10, null_context
 from .models.unet import UNet
 from .sampling.gaps import join_gaps, split_gaps
 from .sampling.guidance import Predict, guided, mix_text, mix_text_image
@@ -32,7 +32,6 @@ from .sampling.schedule import make_schedule_v10, make_schedule_v11
 
 # Frames between two input frames, at the full rate, in the first and the second interpolation pass.
 SKIP_FRAMES = (3, 1)
-NULL_TOKENS_V10 = 2
 
 
 @dataclass(frozen=True)

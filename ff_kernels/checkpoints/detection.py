@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import CheckpointError, FusionFramesError
-from ..models.configs import MoVQConfig, TextConfig, UNetConfig
+from ..models.configs import FAMILIES, MoVQConfig, TextConfig, UNetConfig
 from .reading import Contents
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -36,6 +36,12 @@ NAMES = {
     "text_encoder": "a T5 text encoder",
     "projection": "text projections",
 }
+
+
+def places(stage: str, family: str | None = None) -> str:
+    """Return where the released files of a stage are; of one family, or of both."""
+    families = ("", family) if family else ("", *FAMILIES)
+    return " or ".join(where for (name, release), where in WHERE.items() if name == stage and release in families)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ..models.interpolation_unet import InterpolationUNet
 from ..models.keyframe_unet import KeyframeUNet
 from ..models.movq import MoVQ
 from ..models.text_encoder import TextEncoder, TextProjection
-from .detection import NAMES, NULL_KEY, WHERE, Kind, detect, split_tensors
+from .detection import NAMES, NULL_KEY, Kind, detect, places, split_tensors
 from .reading import Contents, read_contents
 
 # The projections of both releases under the names their files use; the first one found is the prompt's.
@@ -84,8 +84,7 @@ def load_contents(
 ) -> Loaded:
     """Load an opened file whose kind is known; see ``load``."""
     if stage is not None and kind.stage != stage:
-        places = " or ".join(where for (name, _), where in WHERE.items() if name == stage)
-        raise CheckpointError(f"expected {NAMES[stage]} in '{contents.path}', got {kind.title}: take {places}")
+        raise CheckpointError(f"expected {NAMES[stage]} in '{contents.path}', got {kind.title}: take {places(stage)}")
     network, tensors, extras = check_contents(contents, kind)
     if network is not None:
         moved: dict[int, Tensor] = {}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..models.interpolation_unet import InterpolationUNet
 from ..models.keyframe_unet import KeyframeUNet, keyframe_positions
 from ..models.movq import MoVQ
-from ..models.text_encoder import TextEncoder, TextProjection, project_context
+from ..models.text_encoder import NULL_TOKENS_V10, TextEncoder, TextProjection, null_context, project_context
 
 LATENT_NOISE = 0.02
 # Errors of the predicted noise weigh as errors of v = eps / sqrt(a) would, up to this factor: without it the
@@ -87,10 +87,7 @@ class KeyframeNoise(nn.Module):
         """Encode captions; where ``keep`` is 0 the null embedding takes the caption's place."""
         hidden = self.text["encoder"](ids, mask)
         context, mask = project_context(hidden, mask, self.text["projection"])
-        null = torch.zeros_like(context)
-        null[:, 0] = self.null_embedding
-        null_mask = torch.zeros_like(mask)
-        null_mask[:, 0] = 1
+        null, null_mask = null_context(self.null_embedding, *mask.shape)
         return torch.where(keep[:, None, None], context, null), torch.where(keep[:, None], mask, null_mask)
 
     def forward(
@@ -141,8 +138,7 @@ class GapVelocity(nn.Module):
         dtype = self.null_embedding.dtype
         B, G = inner.shape[:2]
         # Release 1.0: two tokens of context, the null embedding and a zero (paper.md, 5.1).
-        context = torch.stack([self.null_embedding, torch.zeros_like(self.null_embedding)]).expand(B, 2, -1)
-        mask = torch.tensor([[1, 0]]).expand(B, 2)
+        context, mask = null_context(self.null_embedding, B, NULL_TOKENS_V10)
         conditions = self.unet.prepare(
             context, mask, timesteps[None], num_gaps=G, skip_frames=skip_frames, noise_level=noise_level
         )

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from .configs import TextConfig
 from .layers import Layers
 
+# Release 1.0: the interpolation reads the null embedding and one zero token, whatever the prompt (paper.md, 5.1).
+NULL_TOKENS_V10 = 2
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm without bias, computed in float32."""

@@ -151,7 +151,6 @@ def test_train_tokenizer_covers_every_caption_word():
 
 def test_every_stage_runs_from_nothing_to_a_model_that_generates(tmp_path):
     # Each stage for real, at a thousandth of its length: the weights are useless, the files must fit together.
-    torch.set_num_threads(torch.get_num_threads())
     shop = stages.Workshop(tmp_path, torch.device("cpu"), torch.float32, share=0.001)
     for stage in stages.STAGES.values():
         stage(shop)
