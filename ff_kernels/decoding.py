@@ -9,6 +9,9 @@ from .errors import InputError
 from .models.movq import MoVQ
 from .sampling.samplers import Stopped
 
+# Frames that neighbouring chunks of a video decoder share where seams are cross-faded.
+BLEND_FRAMES = 2
+
 
 def chunk_sizes(frames: int) -> list[int]:
     """Return the frames per decoded chunk as the releases split them: ``frames // 4`` chunks of equal ceiling.
@@ -17,6 +20,12 @@ def chunk_sizes(frames: int) -> list[int]:
     """
     size = -(-frames // max(1, frames // 4))
     return [min(size, frames - start) for start in range(0, frames, size)]
+
+
+def blend_overlap(frames: int, chunk: int | None = None) -> int:
+    """Return how many frames mended chunks of a video decoder share: two, or fewer where a chunk is shorter."""
+    size = chunk_sizes(frames)[0] if chunk is None else min(chunk, frames)
+    return max(0, min(BLEND_FRAMES, size - 1))
 
 
 def decode(

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .errors import InputError
 from .frames_io import to_uint8
 
 
@@ -45,3 +46,19 @@ def fit_covering(picture: Tensor, width: int, height: int) -> Tensor:
         image = resize(image, size, interpolation="bicubic", antialias=scale < 1).clamp(0, 1)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     return image[0, :, top : top + height, left : left + width].permute(1, 2, 0)
+
+
+def to_rgb(picture: Tensor, name: str = "picture") -> Tensor:
+    """Return ``[H, W, 3]`` in 0..1 of a picture with one (grey), two (grey, alpha), three or four (alpha) channels.
+
+    Args:
+        picture: ``[H, W, C]``.
+        name: what to call it in an error.
+
+    Raises:
+        InputError: if a pixel is no number.
+    """
+    colours = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1].expand(*picture.shape[:-1], 3)
+    if not torch.isfinite(colours).all():
+        raise InputError(f"{name} expected numbers, got NaN or infinite pixels: run what made it again")
+    return colours.float().clamp(0, 1)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from .checkpoints.loading import Loaded, load_contents
-from .decoding import chunk_sizes, decode
+from .decoding import blend_overlap, decode
 from .errors import CheckpointError, InputError
 from .model_files import ModelFiles, find_models
 from .models.text_encoder import project_context
 from .pictures import fit_as_released, fit_covering
-from .sampling.noise import SeededNoise
+from .sampling.noise import KEYFRAMES, PICTURE, SeededNoise, pass_stream, stage_seeds
 from .sampling.samplers import Callback
 from .settings import DEFAULT_STEPS, LEVELS, Settings, resolve_settings
 from .stages import (
@@ -33,8 +33,6 @@ from .tokenizer import MAX_TOKENS, Tokenizer
 
 # Called after every step with the stage, the steps done and the steps in all; True stops the run.
 Progress = Callable[[str, int, int], bool | None]
-# Mended decoding: frames that neighbouring chunks of a video decoder share.
-BLEND_FRAMES = 2
 
 
 @dataclass(frozen=True)
@@ -181,10 +179,8 @@ class Pipeline:
             self.models.require("projection")
         return projection.to(self._dtype_of("text_encoder"))
 
-    def _run(self, settings: Settings, clips: int, salt: int, callback: Callback | None) -> Run:
-        # Every stage has a stream of its own, so that one stage's settings do not change another's noise.
-        seeds = [(settings.seed + clip) * 4 + salt for clip in range(clips)]
-        return Run(SeededNoise([seed % 2**63 for seed in seeds]), settings.is_stacked, callback)
+    def _run(self, settings: Settings, clips: int, stream: int, callback: Callback | None) -> Run:
+        return Run(SeededNoise(stage_seeds(settings.seed, clips, stream)), settings.is_stacked, callback)
 
     def _null_embedding(self, stage: str) -> Tensor:
         null_embedding = self.network(stage).null_embedding
@@ -215,7 +211,7 @@ class Pipeline:
             callback: see ``sample_ddpm``.
         """
         loaded = self.network("keyframe")
-        run = self._run(settings, text.context.shape[0], 0, callback)
+        run = self._run(settings, text.context.shape[0], KEYFRAMES, callback)
         null = negative or text.unconditional(self._null_embedding("keyframe"))
         if self.family == "1.0":
             return sample_keyframes_v10(
@@ -247,7 +243,7 @@ class Pipeline:
     def sample_picture(self, text: Text, settings: Settings, callback: Callback | None = None) -> Tensor:
         """Return a first frame ``[2H, 2W, 3]`` in 0..1 drawn from text, release 1.1."""
         loaded = self.network("keyframe")
-        run = self._run(settings, 1, 1, callback)
+        run = self._run(settings, 1, PICTURE, callback)
         # Release 1.1: the first frame is drawn at twice the size asked for (latent side height // 4).
         size = tuple(2 * side for side in self._latent_size(settings))
         latents = sample_picture_v11(
@@ -293,7 +289,7 @@ class Pipeline:
         loaded = self.network("interpolation")
         null = self._null_embedding("interpolation")
         for i in range(first, first + passes):
-            run = self._run(settings, keyframes.shape[0], 2 + i % 2, callback)
+            run = self._run(settings, keyframes.shape[0], pass_stream(i), callback)
             steps = settings.steps if self.family == "1.0" else None
             keyframes = interpolate(
                 loaded.network,
@@ -327,7 +323,7 @@ class Pipeline:
         stage = decoder or self.decoder_stage
         network = self.network(stage).network
         blends = settings.is_mended and network.config.is_video
-        overlap = min(BLEND_FRAMES, chunk_sizes(len(latents))[0] - 1) if blends else 0
+        overlap = blend_overlap(len(latents)) if blends else 0
         frames = decode(
             network,
             latents.float(),

@@ -47,11 +47,11 @@ class Tokenizer:
                 "from the text encoder's repository"
             ) from error
 
-    def encode(self, text: str, max_tokens: int = MAX_TOKENS) -> Tokens:
-        """Tokenize a prompt; one that is too long is cut with a warning that counts what was dropped."""
+    def encode(self, text: str, max_tokens: int = MAX_TOKENS, *, warns: bool = True) -> Tokens:
+        """Tokenize a prompt; one that is too long is cut, by default with a warning that counts what was dropped."""
         ids = self.processor.encode(text)
         dropped = max(0, len(ids) + 1 - max_tokens)
-        if dropped:
+        if dropped and warns:
             warnings.warn(
                 f"the prompt has {len(ids) + 1} tokens, {max_tokens} fit: the last {dropped} tokens were dropped",
                 stacklevel=2,

@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 from ..frames_io import atomic_path
 from .detection import Kind, detect
 from .loading import check_contents
-from .reading import METADATA_KEY, read_contents
+from .reading import LATENTS_KEY, METADATA_KEY, read_contents
 
 SLICE_BYTES = 32 * 2**20
 # Linux 5.4 and later; Python's mmap module does not name it.
@@ -57,18 +57,26 @@ def convert(
     contents = read_contents(source)
     kind = detect(contents, overrides)
     _, network, extras = check_contents(contents, kind)
-    write_checkpoint(target, kind, {**network, **extras}, dtype)
+    write_checkpoint(target, kind, {**network, **extras}, dtype, contents.metadata.get(LATENTS_KEY))
     return kind
 
 
-def write_checkpoint(target: Path, kind: Kind, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
-    """Write tensors with the metadata of their kind; see ``convert``."""
+def write_checkpoint(
+    target: Path,
+    kind: Kind,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    latents: Mapping[str, Any] | None = None,
+) -> None:
+    """Write tensors with the metadata of their kind and, if given, of their ``LatentSpace``; see ``convert``."""
     # The tied embedding would be stored twice; reading fills the second name in.
     tensors = {key: tensor for key, tensor in tensors.items() if key != _TIED_COPY}
     plan = {key: _target_dtype(key, tensor, dtype) for key, tensor in tensors.items()}
     # Widest first, as safetensors itself writes, so that every tensor lies at a multiple of its item size.
     tensors = {key: tensors[key] for key in sorted(tensors, key=lambda key: -plan[key].itemsize)}
     metadata = {"family": kind.family, "stage": kind.stage, "config": kind.config.to_dict() if kind.config else {}}
+    if latents:
+        metadata[LATENTS_KEY] = dict(latents)
     with atomic_path(target) as path, path.open("wb") as file:
         _write_header(file, tensors, plan, metadata)
         for key, tensor in tensors.items():

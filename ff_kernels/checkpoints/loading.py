@@ -87,13 +87,7 @@ def load_contents(
         raise CheckpointError(f"expected {NAMES[stage]} in '{contents.path}', got {kind.title}: take {places(stage)}")
     network, tensors, extras = check_contents(contents, kind)
     if network is not None:
-        moved: dict[int, Tensor] = {}
-        for key, tensor in tensors.items():
-            # The tied embedding is listed under two names and must stay one tensor.
-            if id(tensor) not in moved:
-                moved[id(tensor)] = tensor.to(device=device, dtype=dtype or tensor.dtype)
-            tensors[key] = moved[id(tensor)]
-        network.load_state_dict(tensors, assign=True)
+        network.load_state_dict(cast_tensors(tensors, device, dtype), assign=True)
         network.eval().requires_grad_(False)
     null = extras.get(NULL_KEY)
     return Loaded(
@@ -102,6 +96,17 @@ def load_contents(
         None if null is None else null.reshape(-1).to(device=device, dtype=dtype or null.dtype),
         _projection(contents, extras, device, dtype),
     )
+
+
+def cast_tensors(
+    tensors: Mapping[str, Tensor], device: str | torch.device, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Return tensors on a device in a dtype (None: as stored); one listed under two names stays one tensor."""
+    moved: dict[int, Tensor] = {}
+    for tensor in tensors.values():
+        if id(tensor) not in moved:
+            moved[id(tensor)] = tensor.to(device=device, dtype=dtype or tensor.dtype)
+    return {key: moved[id(tensor)] for key, tensor in tensors.items()}
 
 
 def check_contents(contents: Contents, kind: Kind) -> tuple[nn.Module | None, dict[str, Tensor], dict[str, Tensor]]:
@@ -164,6 +169,15 @@ def check_tensors(path: Path, kind: Kind, network: nn.Module, tensors: Mapping[s
     raise CheckpointError(
         f"expected the {len(wanted)} tensors of {kind.title} in '{path}', got {', '.join(details)}: take {kind.where}"
     )
+
+
+def load_projection(contents: Contents) -> TextProjection | None:
+    """Return the text projection of a file, as stored, or None if it has none; nothing else is read.
+
+    Raises:
+        CheckpointError: if the projection is incomplete.
+    """
+    return _projection(contents, split_tensors(contents)[1], "cpu", None)
 
 
 def _projection(

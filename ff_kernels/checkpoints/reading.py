@@ -14,11 +14,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..models.configs import LatentSpace
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
 INDEX_SUFFIX = ".index.json"
 METADATA_KEY = "fusionframes"
+# Inside the metadata: the fields of a ``LatentSpace``.
+LATENTS_KEY = "latents"
 _PREFIX = "unet."
 
 
@@ -181,6 +184,32 @@ def shard_names(path: Path) -> dict[str, str]:
         raise CheckpointError(
             f"expected an index of shards in '{path}', got one without a weight map: download it again"
         ) from error
+
+
+def whole_of(path: Path) -> Path:
+    """Return the index that lists ``path`` as one of its shards, or ``path`` itself if it stands alone."""
+    for index in sorted(path.parent.glob(f"*{INDEX_SUFFIX}")):
+        if path.name in shard_names(index).values():
+            return index
+    return path
+
+
+def latent_space(contents: Contents) -> LatentSpace:
+    """Return the latent space stored in a file, or that of the releases.
+
+    Raises:
+        CheckpointError: if what is stored is no latent space.
+    """
+    stored = contents.metadata.get(LATENTS_KEY, {})
+    try:
+        space = LatentSpace.from_dict(stored)
+        rows = space.rgb_factors
+        fits = space.factor in (1, 2, 4, 8, 16, 32) and (rows is None or all(len(row) == 3 for row in rows))
+    except (AttributeError, TypeError) as error:
+        raise _damaged(contents.path, error) from error
+    if not fits:
+        raise _damaged(contents.path, ValueError(f"latent space {stored}"))
+    return space
 
 
 def _read_index(path: Path) -> Contents:

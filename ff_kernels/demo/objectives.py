@@ -10,9 +10,12 @@ from ..models.movq import MoVQ
 from ..models.text_encoder import NULL_TOKENS_V10, TextEncoder, TextProjection, null_context, project_context
 
 LATENT_NOISE = 0.02
+# Errors of v weigh as errors of the estimated frames do, down to this factor: the nearly clean steps have by far
+# the largest v-error and decide nothing about where things are.
+MIN_WEIGHT = 0.05
 # Errors of the predicted noise weigh as errors of v = eps / sqrt(a) would, up to this factor: without it the
 # noisiest steps, which decide what moves where, hardly count.
-MAX_WEIGHT = 20.0
+MAX_WEIGHT = 5.0
 
 
 class Reconstruction(nn.Module):
@@ -134,7 +137,7 @@ class GapVelocity(nn.Module):
         timesteps: Tensor,
         alpha_bar: Tensor,
     ) -> Tensor:
-        """Return the error of v for ``inner`` ``[B, G, 12, h, w]`` between ``keyframes`` ``[B, G + 1, 4, h, w]``."""
+        """Return the weighted v-error of ``inner [B, G, 12, h, w]`` between ``keyframes [B, G + 1, 4, h, w]``."""
         dtype = self.null_embedding.dtype
         B, G = inner.shape[:2]
         # Release 1.0: two tokens of context, the null embedding and a zero (paper.md, 5.1).
@@ -148,7 +151,9 @@ class GapVelocity(nn.Module):
         x = torch.cat([ends[:, :-1], noisy, ends[:, 1:]], dim=2)
         x = x.flatten(0, 1).to(dtype, memory_format=torch.channels_last)
         out = self.unet(x, conditions).float().unflatten(0, (B, G))
-        return F.mse_loss(out, bar.sqrt() * noise - (1 - bar).sqrt() * inner)
+        velocity = bar.sqrt() * noise - (1 - bar).sqrt() * inner
+        error = (out - velocity).square().mean(dim=(1, 2, 3, 4))
+        return (error * (1 - alpha_bar).clamp(min=MIN_WEIGHT)).mean()
 
 
 def gradient_loss(a: Tensor, b: Tensor) -> Tensor:

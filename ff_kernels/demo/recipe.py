@@ -12,8 +12,8 @@ TEXT = TextConfig(vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=128, num_laye
 MOVQ = MoVQConfig(ch=32, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(), resolution=64, groups=8)
 VIDEO_MOVQ = replace(MOVQ, temporal=True, temporal_kernel_size=(3, 1, 1), temporal_attention_block=True)
 KEYFRAMES = UNetConfig(
-    "1.0", "keyframe", 4, 4, model_channels=32, init_channels=32, time_embed_dim=128, context_dim=CONTEXT_DIM,
-    groups=8, head_dim=16, dim_mult=(1, 3), num_blocks=(2, 2), add_cross_attention=(False, True),
+    "1.0", "keyframe", 4, 4, model_channels=48, init_channels=32, time_embed_dim=96, context_dim=CONTEXT_DIM,
+    groups=8, head_dim=16, dim_mult=(1, 2), num_blocks=(2, 2), add_cross_attention=(False, True),
     add_self_attention=(False, True), num_frames=5,
 )  # fmt: skip
 # One level only: the networks halve their sides before the skip connection, and twelve noisy channels do not fit
@@ -35,5 +35,5 @@ MOVQ_FIT = Fit(steps=1300, batch=16, learning_rate=2e-3)
 DECODER_FIT = Fit(steps=800, batch=16, learning_rate=1.5e-3)
 VIDEO_MOVQ_FIT = Fit(steps=300, batch=4, learning_rate=1e-3)
 TEXT_FIT = Fit(steps=1000, batch=64, learning_rate=2e-3)
-KEYFRAME_FIT = Fit(steps=4200, batch=8, learning_rate=1.5e-3, slow="text.")
-INTERPOLATION_FIT = Fit(steps=2200, batch=6, learning_rate=2e-3)
+KEYFRAME_FIT = Fit(steps=8500, batch=8, learning_rate=1e-3, slow="text.")
+INTERPOLATION_FIT = Fit(steps=6000, batch=6, learning_rate=2e-3)

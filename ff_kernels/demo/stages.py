@@ -3,7 +3,7 @@
 import io
 import string
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..checkpoints.conversion import write_checkpoint
 from ..checkpoints.detection import NULL_KEY, Kind
 from ..frames_io import atomic_path
 from ..model_files import TOKENIZER_NAME
+from ..models.configs import LatentSpace
 from ..models.interpolation_unet import InterpolationUNet
 from ..models.keyframe_unet import KeyframeUNet
 from ..models.movq import MoVQ
@@ -198,28 +199,57 @@ def run_interpolation(shop: Workshop) -> None:
     shop.train("interpolation", objective, partial(batches.draw_gaps, clips=clips), recipe.INTERPOLATION_FIT)
 
 
+def measure_latent_space(movq: MoVQ, clips: Iterable[Tensor]) -> LatentSpace:
+    """Fit RGB to latents by least squares: a host's previews are this matrix, enlarged.
+
+    Args:
+        movq: trained image MoVQ.
+        clips: ``[F, 3, H, W]`` each, in -1..1.
+    """
+    rows, colours = [], []
+    with torch.inference_mode():
+        for pixels in clips:
+            latents = movq.encode(pixels)
+            small = torch.nn.functional.adaptive_avg_pool2d(pixels, latents.shape[-2:])
+            rows.append(latents.movedim(1, -1).reshape(-1, latents.shape[1]))
+            colours.append(small.movedim(1, -1).reshape(-1, 3))
+    table = torch.cat([torch.cat(rows), torch.ones(sum(map(len, rows)), 1)], dim=1)
+    solution = torch.linalg.lstsq(table, torch.cat(colours)).solution
+    *factors, bias = [tuple(round(value, 4) for value in row) for row in solution.tolist()]
+    return LatentSpace(movq.config.factor, tuple(factors), bias)
+
+
 def run_export(shop: Workshop) -> None:
-    """Collect the finished stages as one folder of weights in the format of ``convert``, in half precision."""
+    """Collect the finished stages as folders of weights in the format of ``convert``, in half precision.
+
+    The folders are named as ComfyUI names its model folders, so that the pack can register them as they are.
+    """
     target = shop.folder / "weights"
-    target.mkdir(parents=True, exist_ok=True)
-    with atomic_path(target / TOKENIZER_NAME) as path:
+    for folder in ("diffusion_models", "text_encoders", "vae"):
+        (target / folder).mkdir(parents=True, exist_ok=True)
+    with atomic_path(target / "text_encoders" / TOKENIZER_NAME) as path:
         path.write_bytes((shop.folder / TOKENIZER_NAME).read_bytes())
     keyframes, gaps = (load_file(shop.result(stage)) for stage in ("keyframes", "interpolation"))
+    movq = trained_movq(shop)
+    space = measure_latent_space(movq, (batches.draw_frames(np.random.default_rng(i), 64)[0] for i in range(4)))
     parts = {
-        "text_encoder": (Kind("text_encoder", "", recipe.TEXT), _under(keyframes, "text.encoder.")),
-        "keyframes": (Kind("keyframe", "1.0", recipe.KEYFRAMES), {
+        "text_encoders/fusionframes_demo_text_encoder": (
+            Kind("text_encoder", "", recipe.TEXT), _under(keyframes, "text.encoder."), None),
+        "diffusion_models/fusionframes_demo_keyframes": (Kind("keyframe", "1.0", recipe.KEYFRAMES), {
             **_under(keyframes, "unet."),
             **{f"projections.t5.{k}": v for k, v in _under(keyframes, "text.projection.").items()},
             NULL_KEY: keyframes[NULL_KEY],
-        }),
-        "interpolation": (Kind("interpolation", "1.0", recipe.INTERPOLATION),
-                          {**_under(gaps, "unet."), NULL_KEY: gaps[NULL_KEY]}),
-        "movq": (Kind("movq", "", recipe.MOVQ), _under(load_file(shop.result(IMAGE_DECODER)), "movq.")),
-        "video_movq": (Kind("video_movq", "", recipe.VIDEO_MOVQ),
-                       _under(load_file(shop.result("video_movq")), "movq.")),
+        }, space.to_dict()),
+        "diffusion_models/fusionframes_demo_interpolation": (
+            Kind("interpolation", "1.0", recipe.INTERPOLATION),
+            {**_under(gaps, "unet."), NULL_KEY: gaps[NULL_KEY]}, space.to_dict()),
+        "vae/fusionframes_demo_movq": (
+            Kind("movq", "", recipe.MOVQ), _under(load_file(shop.result(IMAGE_DECODER)), "movq."), None),
+        "vae/fusionframes_demo_video_movq": (
+            Kind("video_movq", "", recipe.VIDEO_MOVQ), _under(load_file(shop.result("video_movq")), "movq."), None),
     }  # fmt: skip
-    for name, (kind, tensors) in parts.items():
-        write_checkpoint(target / f"{name}.safetensors", kind, tensors, torch.float16)
+    for name, (kind, tensors, latents) in parts.items():
+        write_checkpoint(target / f"{name}.safetensors", kind, tensors, torch.float16, latents)
 
 
 def _under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -135,3 +135,18 @@ INTERPOLATION_V11 = UNetConfig("1.1", "interpolation", 20, 12)
 MOVQ = MoVQConfig()
 VIDEO_MOVQ = replace(MOVQ, temporal=True, temporal_attention_block=True)
 FLAN_UL2 = TextConfig()
+
+
+@dataclass(frozen=True)
+class LatentSpace(_FromDict):
+    """How latents relate to pixels: what a host needs for sizes and previews, stored beside a keyframe U-Net.
+
+    Attributes:
+        factor: pixels per latent position and side; 8 in both releases.
+        rgb_factors: ``[4][3]`` from latent channels to RGB in -1..1, or None where they were never measured.
+        rgb_bias: ``[3]`` added to that.
+    """
+
+    factor: int = 8
+    rgb_factors: tuple[tuple[float, ...], ...] | None = None
+    rgb_bias: tuple[float, ...] | None = None

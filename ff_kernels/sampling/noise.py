@@ -19,6 +19,21 @@ class Noise(Protocol):
         ...
 
 
+# Streams of one clip: every stage has its own, so that one stage's settings do not change another's noise.
+STREAMS = 4
+KEYFRAMES, PICTURE, FIRST_PASS, SECOND_PASS = range(STREAMS)
+
+
+def stage_seeds(seed: int, clips: int, stream: int) -> list[int]:
+    """Return the seed of every clip of a batch in one stage; clip i of ``seed`` is the first clip of ``seed + i``."""
+    return [((seed + clip) * STREAMS + stream) % 2**63 for clip in range(clips)]
+
+
+def pass_stream(number: int) -> int:
+    """Return the stream of interpolation pass ``number``, counted from 0."""
+    return (FIRST_PASS, SECOND_PASS)[number % 2]
+
+
 class SeededNoise:
     """One stream per clip, stacked along the first axis: a clip is the same alone and inside any batch.
 

@@ -157,8 +157,34 @@ def make_schedule_v11(steps: int, spacing: str) -> Schedule:
         raise InputError(f"expected the timestep spacing leading or trailing, got {spacing!r}: choose one of them")
     betas = zero_terminal_betas(cosine_betas(TRAIN_STEPS))
     bar = torch.cumprod(1 - betas, dim=0)
-    now = bar[timesteps]
-    before = torch.cat([bar[timesteps[1:]], torch.ones(1)])
+    return _schedule_of_levels(timesteps, bar[timesteps], betas, bar, [bool(t > 0) for t in timesteps])
+
+
+def make_schedule_from_sigmas(sigmas: Tensor) -> Schedule:
+    """Return the DDPM schedule through given noise levels, for a host that hands out its own.
+
+    Args:
+        sigmas: ``[S + 1]`` falling ratios noise / signal; where the last is 0, as usual, the last step adds no noise.
+
+    Returns:
+        S steps; ``timesteps`` counts them down, since the host tells its network the timestep itself.
+
+    Raises:
+        InputError: if there is no step.
+    """
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise InputError(f"expected two or more sigmas, got {list(sigmas.shape)}: ask the schedule for more steps")
+    bars = 1 / (1 + sigmas.double().cpu().square())
+    steps = len(bars) - 1
+    counts = torch.arange(steps - 1, -1, -1)
+    draws = [bool(sigma > 0) for sigma in sigmas[1:]]
+    return _schedule_of_levels(counts, bars[:-1], 1 - bars[:-1] / bars[1:], bars[:-1], draws, bars[-1:])
+
+
+def _schedule_of_levels(
+    timesteps: Tensor, now: Tensor, betas: Tensor, bars: Tensor, draws: list[bool], last: Tensor | None = None
+) -> Schedule:
+    before = torch.cat([now[1:], torch.ones(1) if last is None else last])
     alpha = now / before
     variance = ((1 - before) / (1 - now) * (1 - alpha)).clamp(min=MIN_VARIANCE)
     return Schedule(
@@ -168,10 +194,38 @@ def make_schedule_v11(steps: int, spacing: str) -> Schedule:
         before.sqrt() * (1 - alpha) / (1 - now),
         alpha.sqrt() * (1 - before) / (1 - now),
         torch.exp(0.5 * torch.log(variance)),
-        draws_noise=tuple(bool(t > 0) for t in timesteps),
+        draws_noise=tuple(draws),
         betas=betas,
-        alphas_cumprod=bar,
+        alphas_cumprod=bars,
     )
+
+
+def told_levels(family: str, steps: int = 50) -> Tensor:
+    """Return the signal level of every timestep that a ``steps``-step keyframe run can tell the network.
+
+    A host with samplers of its own needs the levels between the steps as well. The table ends at the noisiest
+    step the release takes: beyond it an eps-prediction has no signal left to divide by.
+
+    Args:
+        family: "1.0" or "1.1".
+        steps: steps of the run whose own timesteps are met exactly, a divisor of 1000.
+
+    Returns:
+        ``[1001 - 1000 // steps]`` float64 cumulative alphas; entry t belongs to timestep t.
+    """
+    _check_steps(steps)
+    stride = TRAIN_STEPS // steps
+    if family == "1.1":
+        betas = zero_terminal_betas(cosine_betas(TRAIN_STEPS))
+        return torch.cumprod(1 - betas.double(), dim=0)[: TRAIN_STEPS - stride + 1]
+    # Release 1.0: timestep i * stride has the noise of the native table, in between its logarithm is interpolated.
+    bars = torch.cumprod(1 - cosine_betas(steps).double(), dim=0)
+    log_sigma = 0.5 * torch.log((1 - bars) / bars)
+    places = torch.arange(TRAIN_STEPS - stride + 1, dtype=torch.float64) / stride
+    low = places.floor().long()
+    high = (low + 1).clamp(max=steps - 1)
+    sigma = torch.exp(torch.lerp(log_sigma[low], log_sigma[high], places - low))
+    return 1 / (1 + sigma.square())
 
 
 def _check_steps(steps: int) -> None:

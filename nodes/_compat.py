@@ -1,0 +1,148 @@
+"""The only import of ComfyUI's internals; what differs between core versions is settled here."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.ops
+import comfy.samplers
+import comfy.sd
+import comfy.supported_models_base
+import comfy.utils
+import folder_paths
+import latent_preview
+import torch
+from torch import Tensor, nn
+
+from ..ff_kernels.checkpoints.reading import SUFFIXES
+
+CONDRegular = comfy.conds.CONDRegular
+LatentFormat = comfy.latent_formats.LatentFormat
+BaseModel = comfy.model_base.BaseModel
+ModelType = comfy.model_base.ModelType
+EPS = comfy.model_sampling.EPS
+V_PREDICTION = comfy.model_sampling.V_PREDICTION
+ModelSamplingDiscrete = comfy.model_sampling.ModelSamplingDiscrete
+SupportedModel = comfy.supported_models_base.BASE
+ClipTarget = comfy.supported_models_base.ClipTarget
+CFGGuider = comfy.samplers.CFGGuider
+KSAMPLER = comfy.samplers.KSAMPLER
+CoreCLIP = comfy.sd.CLIP
+CoreVAE = comfy.sd.VAE
+calc_cond_batch = comfy.samplers.calc_cond_batch
+mm = comfy.model_management
+manual_cast = comfy.ops.manual_cast
+
+DTYPES = {"default": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def make_patcher(module: nn.Module, load_device: Any, offload_device: Any) -> Any:
+    """Wrap a module for core's memory management.
+
+    The class is looked up when needed: core points the name at its dynamic patcher during start-up.
+    """
+    return comfy.model_patcher.CoreModelPatcher(module, load_device=load_device, offload_device=offload_device)
+
+
+def is_dynamic(patcher: Any) -> bool:
+    """Return whether core pages this patcher's weights by itself (0.16 on)."""
+    return bool(getattr(patcher, "is_dynamic", lambda: False)())
+
+
+def load_weights(patcher: Any, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Fill a patched module strictly; a dynamic patcher takes the file's tensors over instead of copying them.
+
+    Raises:
+        RuntimeError: if the names differ, which the loader has ruled out before.
+    """
+    result = module.load_state_dict(tensors, strict=False, assign=is_dynamic(patcher))
+    if result.missing_keys or result.unexpected_keys:
+        raise RuntimeError(f"weights do not fit the network: {result.missing_keys[:3]}, {result.unexpected_keys[:3]}")
+
+
+def archive_dtypes(module: nn.Module) -> None:
+    """Let core remember the dtypes a module was built with, where it does (0.26 on)."""
+    archive = getattr(mm, "archive_model_dtypes", None)
+    if archive is not None:
+        archive(module)
+
+
+def set_inference_dtype(config: Any, dtype: torch.dtype, cast: torch.dtype | None, device: Any) -> None:
+    """Tell a model configuration its dtypes; newer cores also want the device."""
+    takes_device = "device" in inspect.signature(config.set_inference_dtype).parameters
+    config.set_inference_dtype(dtype, cast, **({"device": device} if takes_device else {}))
+
+
+def set_factory(patcher: Any, factory: Callable[..., Any], *args: Any) -> None:
+    """Tell a patcher how to be made again, which core needs for hooks on dynamic patchers (0.16 on)."""
+    patcher.cached_patcher_init = (factory, args)
+
+
+def pick_unet_dtypes(
+    chosen: torch.dtype | None, parameters: int, stored: torch.dtype
+) -> tuple[torch.dtype, torch.dtype | None]:
+    """Return the dtype of the weights and the one to compute in, None if they are the same."""
+    device = mm.get_torch_device()
+    supported = [torch.float16, torch.bfloat16, torch.float32]
+    weights = chosen or mm.unet_dtype(
+        device=device, model_params=parameters, supported_dtypes=supported, weight_dtype=stored
+    )
+    return weights, mm.unet_manual_cast(weights, device, supported)
+
+
+def file_names(folder: str) -> list[str]:
+    """List the weights of a model folder."""
+    return [name for name in folder_paths.get_filename_list(folder) if Path(name).suffix.lower() in SUFFIXES]
+
+
+def file_path(folder: str, name: str) -> Path:
+    """Return where a listed file is."""
+    return Path(folder_paths.get_full_path_or_raise(folder, name))
+
+
+def register_folder(key: str, folder: Path) -> None:
+    """Add a folder to one of core's model folders, after the user's own; nothing is ever written to it."""
+    folder_paths.add_model_folder_path(key, str(folder))
+
+
+def check_interrupted() -> None:
+    """Raise core's interruption if the user pressed cancel."""
+    mm.throw_exception_if_processing_interrupted()
+
+
+def progress_bar(total: int) -> Any:
+    """Return core's progress bar of the running node."""
+    return comfy.utils.ProgressBar(total)
+
+
+def preview_callback(model: Any, steps: int) -> Callable[[int, Tensor, Tensor, int], None]:
+    """Return core's callback for sampling steps: progress and, if switched on, a preview of the estimate."""
+    return latent_preview.prepare_callback(model, steps)
+
+
+def resize_empty(model: Any, latent: dict[str, Any]) -> Tensor:
+    """Fit an all-zero latent to a model's channels and pixel factor, as core's own samplers do."""
+    import comfy.sample
+
+    names = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
+    ratios = {"downscale_ratio_spacial": latent.get("downscale_ratio_spacial")}
+    return comfy.sample.fix_empty_latent_channels(
+        model, latent["samples"], **{key: value for key, value in ratios.items() if key in names}
+    )
+
+
+def show_text(node_id: str | None, text: str) -> None:
+    """Show a line of text on a node while it runs, where a server is there to show it."""
+    import server
+
+    instance = getattr(server.PromptServer, "instance", None)
+    send = getattr(instance, "send_progress_text", None)
+    if send is not None and node_id is not None:
+        send(text, node_id)

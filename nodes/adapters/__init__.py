@@ -1,0 +1,1 @@
+"""The engine's networks as core's own types: MODEL, CLIP, VAE, GUIDER, SAMPLER; no nodes and no formulas here."""

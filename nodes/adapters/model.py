@@ -1,0 +1,281 @@
+"""The U-Nets as core's MODEL: in every sampler and scheduler, with previews, LoRA and context windows."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ff_kernels.checkpoints.loading import cast_tensors
+from ...ff_kernels.errors import InputError
+from ...ff_kernels.models.conditions import Conditions
+from ...ff_kernels.models.configs import UNetConfig
+from ...ff_kernels.models.interpolation_unet import InterpolationUNet
+from ...ff_kernels.models.keyframe_unet import KeyframeUNet, keyframe_positions
+from ...ff_kernels.models.unet import UNet
+from ...ff_kernels.sampling.noise import KEYFRAMES, SeededNoise, stage_seeds
+from ...ff_kernels.sampling.samplers import add_noise, clip_to_quantile, clip_to_range
+from ...ff_kernels.sampling.schedule import make_schedule_v11, told_levels
+from .._compat import (
+    EPS,
+    BaseModel,
+    CONDRegular,
+    ModelSamplingDiscrete,
+    ModelType,
+    SupportedModel,
+    load_weights,
+    make_patcher,
+    mm,
+    pick_unet_dtypes,
+    set_factory,
+    set_inference_dtype,
+)
+from .files import Weights
+from .latent import FIRST_FRAME, IMAGE_KEYS, MOTION_SCORE, NO_FIRST_FRAME, NOISE_LEVEL, VideoLatents
+from .text import context_of
+
+# Measured on the demo model; core multiplies it with latent positions. The full-size networks were not measured.
+MEMORY_USAGE_FACTOR = 3.0
+DEFAULT_MOTION_SCORE = 10
+DEFAULT_NOISE_LEVEL = 20
+
+
+class CoreKeyframeUNet(KeyframeUNet):
+    """Keyframe U-Net with the call core makes; ``engine`` gives the call our own samplers make."""
+
+    def __init__(self, config: UNetConfig, *, dtype: torch.dtype, device: Any = None, operations: Any = None) -> None:
+        super().__init__(config, operations=operations, device=device, dtype=dtype)
+        self.dtype = dtype
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        control: Any = None,
+        transformer_options: Any = None,
+        *,
+        context_mask: Tensor,
+        first_frame: Tensor | None = None,
+        noise_level: Tensor | None = None,
+        motion_score: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Predict the noise of ``[B, 4, T, h, w]``; ``first_frame`` is ``[B, 5, T, h, w]``, image and mask."""
+        B, _, T = x.shape[:3]
+        is_video = self.config.family == "1.0" or T > 1 or first_frame is not None
+        conditions = self.prepare(
+            context,
+            context_mask,
+            timesteps[None],
+            positions=keyframe_positions(self.config.family, T) if is_video else None,
+            num_frames=T if is_video else 1,
+            noise_level=noise_level,
+            motion_score=motion_score,
+        )
+        extra = self.config.num_channels - x.shape[1]
+        if extra:
+            x = torch.cat([x, x.new_zeros(B, extra, *x.shape[2:]) if first_frame is None else first_frame], dim=1)
+        frames = x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        out = KeyframeUNet.forward(self, frames, conditions)
+        return out.unflatten(0, (B, T)).transpose(1, 2)
+
+
+class CoreInterpolationUNet(InterpolationUNet):
+    """Interpolation U-Net in core's care; only our own sampler calls it, gap by gap."""
+
+    def __init__(self, config: UNetConfig, *, dtype: torch.dtype, device: Any = None, operations: Any = None) -> None:
+        super().__init__(config, operations=operations, device=device, dtype=dtype)
+        self.dtype = dtype
+
+
+class EngineView:
+    """A U-Net in core's care with the call of the engine's samplers."""
+
+    def __init__(self, unet: UNet) -> None:
+        self.config, self.prepare, self._unet = unet.config, unet.prepare, unet
+
+    def __call__(self, x: Tensor, conditions: Conditions, step: int = 0) -> Tensor:
+        """Predict; see ``UNet.forward``."""
+        network = KeyframeUNet if self.config.stage == "keyframe" else InterpolationUNet
+        return network.forward(self._unet, x, conditions, step)
+
+
+class KeyframeSampling(ModelSamplingDiscrete, EPS):
+    """Noise levels of a release's keyframe run; an index of the table is the timestep told to the network."""
+
+    def __init__(self, family: str) -> None:
+        torch.nn.Module.__init__(self)
+        levels = told_levels(family)
+        self.sigma_data, self.num_timesteps = 1.0, len(levels)
+        self.set_sigmas(((1 - levels) / levels).sqrt())
+
+    def percent_to_sigma(self, percent: float) -> float:
+        """Return the noise level after a share of the run; core's own assumes a table of 1000."""
+        if percent <= 0.0:
+            return 999999999.9
+        if percent >= 1.0:
+            return 0.0
+        return self.sigma(torch.tensor((1.0 - percent) * (self.num_timesteps - 1))).item()
+
+
+class CoreModel(BaseModel):
+    """A U-Net of FusionFrames in core's sampling."""
+
+    def __init__(self, config: "CoreConfig", device: Any) -> None:
+        network = CoreKeyframeUNet if config.network.stage == "keyframe" else CoreInterpolationUNet
+        super().__init__(config, ModelType.EPS, device=device, unet_model=network)
+        self.network_config: UNetConfig = config.network
+        self.null_embedding: Tensor | None = config.null_embedding
+        self.model_sampling = KeyframeSampling(config.network.family)
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """Turn one conditioning entry into what the network's forward takes."""
+        config = self.network_config
+        where = f"{kwargs.get('prompt_type') or 'the'} conditioning"
+        require_stage(config, "keyframe", "model")
+        context, mask = context_of(kwargs["cross_attn"], kwargs, self.null_embedding, config.context_dim, where)
+        out = {"c_crossattn": CONDRegular(context), "context_mask": CONDRegular(mask)}
+        if config.family == "1.1":
+            out.update(self._first_frame(**kwargs))
+        elif kwargs.get(FIRST_FRAME) is not None:
+            raise InputError(image_refusal(where))
+        return out
+
+    def _first_frame(self, **kwargs: Any) -> dict[str, Any]:
+        noise = kwargs["noise"]
+        clips, channels, T, height, width = noise.shape
+        level = int(kwargs.get(NOISE_LEVEL, DEFAULT_NOISE_LEVEL))
+        score = int(kwargs.get(MOTION_SCORE, DEFAULT_MOTION_SCORE))
+        condition = noise.new_zeros(clips, channels + 1, T, height, width)
+        frame = kwargs.get(FIRST_FRAME)
+        if frame is None and not kwargs.get(NO_FIRST_FRAME):
+            if T > 1:
+                raise InputError(first_frame_refusal(T))
+            return {}
+        if frame is not None:
+            require_size(frame, (height, width))
+            # The stream and the place in it are those of the engine's own sampler: normal noise for the clip first.
+            source = SeededNoise(stage_seeds(int(kwargs.get("seed") or 0), clips, KEYFRAMES))
+            source.normal((clips * T, channels, height, width))
+            frame = frame.to(noise).expand(clips, -1, -1, -1)
+            drawn = source.uniform(frame.shape).to(noise)
+            condition[:, :channels, 0] = add_noise(frame, drawn, make_schedule_v11(50, "leading"), level)
+            condition[:, channels, 0] = 1
+        numbers = {"noise_level": level, "motion_score": score}
+        rows = {key: CONDRegular(torch.tensor([value])) for key, value in numbers.items()}
+        return {"first_frame": CONDRegular(condition), **rows}
+
+    def resize_cond_for_context_window(
+        self, cond_key: str, cond_value: Any, window: Any, x_in: Tensor, device: Any, retain_index_list: Any = ()
+    ) -> Any:
+        """Cut what is given per frame to the frames of a context window (core 0.18 on)."""
+        if cond_key != "first_frame":
+            # Handing it back keeps core from cutting text whose width happens to equal the number of frames.
+            return cond_value
+        return cond_value._copy_with(window.get_tensor(cond_value.cond, device, dim=2))
+
+
+class CoreConfig(SupportedModel):
+    """What core asks about a model."""
+
+    unet_extra_config: dict[str, Any] = {}  # noqa: RUF012 (core reads it from the class)
+    memory_usage_factor = MEMORY_USAGE_FACTOR
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__({"config": weights.kind.config})
+        self.network: UNetConfig = weights.kind.config
+        self.null_embedding = None if weights.null_embedding is None else weights.null_embedding.float()
+        self.latent_format = VideoLatents(weights.space)
+
+    def get_model(self, state_dict: Any, prefix: str = "", device: Any = None) -> CoreModel:
+        """Return the model without its weights."""
+        return CoreModel(self, device)
+
+    def clip_target(self, state_dict: Any = None) -> None:
+        """Return nothing: the text encoder is a file of its own."""
+
+
+def clip_denoised(arguments: dict[str, Any]) -> Tensor:
+    """Clip core's estimate ``[B, 4, T, h, w]`` as the release does, after guidance and frame by frame."""
+    denoised = arguments["denoised"]
+    if arguments["model"].network_config.family == "1.1":
+        return clip_to_range(denoised)
+    frames = denoised.movedim(2, 1)
+    return clip_to_quantile(frames.flatten(0, 1).float()).unflatten(0, frames.shape[:2]).movedim(1, 2).to(denoised)
+
+
+def load_model(weights: Weights, dtype: torch.dtype | None, disable_dynamic: bool = False) -> Any:
+    """Return core's MODEL of an opened file.
+
+    Args:
+        weights: a keyframe or interpolation U-Net.
+        dtype: dtype of the weights, None for core's choice.
+        disable_dynamic: core's wish for a patcher without paging.
+    """
+    config = CoreConfig(weights)
+    stored, cast = pick_unet_dtypes(dtype, weights.parameters, weights.dtype)
+    set_inference_dtype(config, stored, cast, mm.get_torch_device())
+    offload = mm.unet_offload_device()
+    model = config.get_model(None, device=offload)
+    patcher = make_patcher(model, mm.get_torch_device(), offload)
+    load_weights(patcher, model.diffusion_model, cast_tensors(weights.tensors, offload, stored))
+    if weights.kind.stage == "keyframe":
+        patcher.set_model_sampler_post_cfg_function(clip_denoised)
+    set_factory(patcher, load_model, weights, dtype)
+    return patcher
+
+
+def network_of(model: Any, stage: str, node_input: str) -> tuple[EngineView, CoreModel]:
+    """Return the engine's view of a MODEL and the model itself.
+
+    Raises:
+        InputError: if the MODEL is another pack's, or of another stage.
+    """
+    inner = model.model
+    if not isinstance(inner, CoreModel):
+        raise InputError(
+            f"{node_input} expected a FusionFrames U-Net, got {type(inner).__name__}: load one with FusionFrames Load "
+            "Model"
+        )
+    require_stage(inner.network_config, stage, node_input)
+    return EngineView(inner.diffusion_model), inner
+
+
+def require_stage(config: UNetConfig, stage: str, node_input: str) -> None:
+    """Refuse a U-Net of the other stage in words."""
+    if config.stage != stage:
+        use = {
+            "keyframe": "FusionFrames Keyframe Sampler or KSampler",
+            "interpolation": "FusionFrames Interpolate or FusionFrames Masked Interpolate",
+        }
+        raise InputError(
+            f"{node_input} expected the {stage} U-Net, got the {config.stage} U-Net of release {config.family}: "
+            "connect "
+            f"that one to {use[config.stage]}"
+        )
+
+
+def require_size(first_frame: Tensor, size: tuple[int, int]) -> None:
+    """Refuse a first frame of another size than the latent."""
+    if tuple(first_frame.shape[-2:]) != size:
+        raise InputError(
+            f"positive expected a first frame of the latent's size {list(size)}, got {list(first_frame.shape[-2:])}: "
+            "use "
+            "the latent that FusionFrames Image to Video returns"
+        )
+
+
+def image_refusal(where: str) -> str:
+    """Return why release 1.0 takes no picture."""
+    return (
+        f"{where} expected text only, got a first frame with a release 1.0 model, which reads none: load the keyframe "
+        f"U-Net of release 1.1, or leave FusionFrames Image to Video out ({', '.join(IMAGE_KEYS)})"
+    )
+
+
+def first_frame_refusal(frames: int) -> str:
+    """Return what release 1.1 needs for more than a picture."""
+    return (
+        f"positive expected a first frame for {frames} keyframes of release 1.1, got text only: use FusionFrames Image "
+        "to Video, or ask for 1 keyframe to draw a first frame from text"
+    )

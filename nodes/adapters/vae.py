@@ -1,0 +1,104 @@
+"""MoVQ as core's VAE: frames are the time axis of a video latent, decoded a chunk at a time."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...ff_kernels.checkpoints.loading import cast_tensors
+from ...ff_kernels.decoding import decode
+from ...ff_kernels.errors import ShapeError
+from ...ff_kernels.models.movq import MoVQ
+from .._compat import (
+    CoreVAE,
+    archive_dtypes,
+    check_interrupted,
+    load_weights,
+    make_patcher,
+    manual_cast,
+    mm,
+    set_factory,
+)
+from .files import Weights
+
+# Bytes per pixel and byte of the dtype that one chunk of five frames needs at its peak: 10.8 GB for 5 frames of
+# 512 x 512 in 16 bit, counted for the released sizes (kernels.md section 1).
+DECODE_BYTES_PER_PIXEL = 4200
+ENCODE_BYTES_PER_PIXEL = 2100
+FRAMES_PER_ENCODE = 4
+
+
+class VideoMoVQ(nn.Module):
+    """MoVQ over ``[B, C, T, H, W]``; frames are folded into the batch, so memory depends on the chunk only."""
+
+    def __init__(self, movq: MoVQ) -> None:
+        super().__init__()
+        self.movq = movq
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Map pixels ``[B, 3, T, H, W]`` in -1..1 to latents ``[B, 4, T, h, w]``."""
+        frames = pixels.transpose(1, 2).flatten(0, 1)
+        parts = [self.movq.encode(part) for part in frames.split(FRAMES_PER_ENCODE)]
+        return torch.cat(parts).unflatten(0, (pixels.shape[0], -1)).transpose(1, 2)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Map latents ``[B, 4, T, h, w]`` to pixels ``[B, 3, T, H, W]`` in 0..1, in the releases' chunks."""
+        if latents.ndim == 4:
+            latents = latents[:, :, None]
+        if latents.ndim != 5 or latents.shape[1] != self.movq.config.z_channels:
+            raise ShapeError(
+                f"samples expected a video latent [B, {self.movq.config.z_channels}, T, h, w] of MoVQ, got "
+                f"{list(latents.shape)}: decode latents of another model with that model's VAE"
+            )
+        clips = [
+            decode(self.movq, clip.transpose(0, 1), shared_map=self.movq.config.is_video, should_stop=interrupt)
+            for clip in latents
+        ]
+        return torch.stack(clips).transpose(1, 2)
+
+
+def interrupt(done: int, total: int) -> None:
+    """Let core's cancel button act between chunks."""
+    check_interrupted()
+
+
+class MoVQVAE(CoreVAE):
+    """MoVQ in every node that takes a VAE."""
+
+    def __init__(self, weights: Weights) -> None:
+        # Core leaves its own detection early for an empty state dict, with every attribute set.
+        super().__init__(sd={})
+        config = weights.kind.config
+        factor = config.factor
+        self.vae_dtype = torch.float32
+        self.working_dtypes = [torch.float32]
+        self.device, offload = mm.vae_device(), mm.vae_offload_device()
+        self.output_device = mm.intermediate_device()
+        self.first_stage_model = VideoMoVQ(MoVQ(config, operations=manual_cast, device=offload, dtype=self.vae_dtype))
+        self.first_stage_model.eval().requires_grad_(False)
+        archive_dtypes(self.first_stage_model)
+        self.latent_channels, self.latent_dim = config.z_channels, 3
+        self.downscale_ratio = (lambda frames: frames, factor, factor)
+        self.upscale_ratio = (lambda frames: frames, factor, factor)
+        self.downscale_index_formula = self.upscale_index_formula = (1, factor, factor)
+        # The engine's decoder returns finished pixels.
+        self.process_output = lambda image: image
+        self.memory_used_decode = lambda shape, dtype: (
+            DECODE_BYTES_PER_PIXEL * shape[-2] * shape[-1] * factor**2 * mm.dtype_size(dtype)
+        )
+        self.memory_used_encode = lambda shape, dtype: (
+            ENCODE_BYTES_PER_PIXEL * shape[-2] * shape[-1] * mm.dtype_size(dtype)
+        )
+        self.patcher = make_patcher(self.first_stage_model, self.device, offload)
+        tensors = cast_tensors(weights.tensors, offload, self.vae_dtype)
+        load_weights(self.patcher, self.first_stage_model, {f"movq.{key}": value for key, value in tensors.items()})
+        set_factory(self.patcher, _patcher, weights)
+
+    @property
+    def movq(self) -> MoVQ:
+        """The engine's network."""
+        return self.first_stage_model.movq
+
+
+def _patcher(weights: Weights, disable_dynamic: bool = False) -> Any:
+    return MoVQVAE(weights).patcher

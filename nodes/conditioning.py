@@ -1,0 +1,269 @@
+"""Nodes that prepare sampling: prompts, empty latents, a first frame."""
+
+import torch
+from torch import Tensor
+
+from ..ff_kernels.errors import InputError
+from ..ff_kernels.models.text_encoder import null_context
+from ..ff_kernels.pictures import fit_covering, to_rgb
+from ..ff_kernels.tokenizer import MAX_TOKENS
+from ._api import io, ui
+from ._compat import mm, show_text
+from .adapters.clip import KEY, CoreTextModel
+from .adapters.latent import CHANNELS, FIRST_FRAME, MOTION_SCORE, NOISE_LEVEL, NULL, Conditioning, with_values
+from .adapters.vae import MoVQVAE
+from .widgets import ALIASES
+
+# Released sizes and keyframes; the first entry leaves the choice to the widgets below it.
+AS_BELOW = "width and height below"
+PRESETS = {
+    AS_BELOW: None,
+    "512 x 512, square": (512, 512),
+    "640 x 384, wide": (640, 384),
+    "384 x 640, tall": (384, 640),
+    "64 x 64, demo": (64, 64),
+}
+# Latent sides must be multiples of this: the released U-Nets halve them three times.
+SIDE_MULTIPLE = 8
+FACTOR = 8
+MOTION = {"1: still": 1, "10: slow": 10, "50: medium": 50, "100: fast": 100}
+
+
+def _size_inputs(keyframes: int) -> list[io.Int.Input]:
+    pixels = "pixels; a multiple of 64 for the released models, of 8 for the demo model."
+    return [
+        io.Int.Input("width", default=512, min=8, max=4096, step=8, tooltip=f"Width of the video in {pixels}"),
+        io.Int.Input("height", default=512, min=8, max=4096, step=8, tooltip=f"Height of the video in {pixels}"),
+        io.Int.Input(
+            "keyframes",
+            default=keyframes,
+            min=1,
+            max=256,
+            tooltip="Frames of the storyline, 2 per second in the releases. Trained on 15 (release 1.0), 12 (1.1), 5 "
+            "(demo).",
+        ),
+    ]
+
+
+def check_size(width: int, height: int, factor: int) -> None:
+    """Refuse sizes that no released U-Net takes, naming the next one that it does.
+
+    Args:
+        width: pixels.
+        height: pixels.
+        factor: pixels per latent position.
+
+    Raises:
+        InputError: naming the input, the multiple and the nearest size.
+    """
+    # A smaller factor than the releases' belongs to a model that halves its latents fewer times.
+    multiple = factor * SIDE_MULTIPLE if factor == FACTOR else 2 * factor
+    for name, value in (("width", width), ("height", height)):
+        if value < multiple or value % multiple:
+            near = max(1, round(value / multiple)) * multiple
+            raise InputError(f"{name} expected a multiple of {multiple} pixels, got {value}: take {near}")
+
+
+def _factor(vae: object, node_input: str = "vae") -> int:
+    if vae is None:
+        return FACTOR
+    if not isinstance(vae, MoVQVAE):
+        raise InputError(
+            f"{node_input} expected a MoVQ, got {type(vae).__name__}: load one with FusionFrames Load MoVQ"
+        )
+    return vae.movq.config.factor
+
+
+class TextEncode(io.ComfyNode):
+    """Prompt and negative prompt to conditionings."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return io.Schema(
+            node_id="FusionFramesTextEncode",
+            display_name="FusionFrames Text Encode",
+            category="FusionFrames/conditioning",
+            description="Encodes prompt and negative prompt exactly as the releases do. An empty negative prompt is "
+            "the "
+            "checkpoint's learned null text. The node shows how many tokens were used and dropped.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Clip.Input("clip", tooltip="From FusionFrames Load Text Encoder."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="a large purple triangle moves up on a white background",
+                    tooltip="What the video shows, in English, up to 128 tokens. Parentheses are read as text.",
+                ),
+                io.String.Input(
+                    "negative_prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="What it should not show. Empty: the model's own null text, as the releases use. Cut to "
+                    "the "
+                    "length of the prompt, as release 1.0 does.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, clip: object, prompt: str, negative_prompt: str = "") -> io.NodeOutput:
+        """Encode both."""
+        if not isinstance(getattr(clip, "cond_stage_model", None), CoreTextModel):
+            raise InputError(
+                "clip expected a FusionFrames text encoder, got another model's: load one with FusionFrames Load Text "
+                "Encoder"
+            )
+        if not prompt.strip():
+            raise InputError("prompt expected a text, got an empty one: describe what the video shows")
+        tokens = clip.tokenize(prompt)
+        positive = clip.encode_from_tokens_scheduled(tokens)
+        if negative_prompt.strip():
+            cut = clip.tokenizer.tokenize_negative(negative_prompt, tokens[KEY].shape[1])
+            negative = clip.encode_from_tokens_scheduled(cut)
+        else:
+            negative = _null_like(positive)
+        used, dropped = tokens[KEY].shape[1], tokens["dropped"]
+        note = f"{used} of {MAX_TOKENS} tokens used" + (f", {dropped} dropped at the end" if dropped else "")
+        show_text(cls.hidden.unique_id, note)
+        return io.NodeOutput(positive, negative, ui=ui.PreviewText(note))
+
+
+def _null_like(positive: Conditioning) -> Conditioning:
+    """Return a null text as long as the prompt: its pooled vector depends on that length."""
+    out = []
+    for tensor, options in positive:
+        context, mask = null_context(tensor.new_zeros(tensor.shape[-1]), *tensor.shape[:2])
+        out.append([context, {**options, "attention_mask": mask, NULL: True}])
+    return out
+
+
+class EmptyLatent(io.ComfyNode):
+    """Size and keyframes to an empty LATENT."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return io.Schema(
+            node_id="FusionFramesEmptyLatent",
+            display_name="FusionFrames Empty Latent",
+            category="FusionFrames/latent",
+            description="An empty video latent of the wanted size and number of keyframes.",
+            search_aliases=ALIASES,
+            inputs=[
+                *_size_inputs(15),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    default=AS_BELOW,
+                    tooltip="Sizes of the releases. Anything but the first entry overrides width and height.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Only needed for a model with other than 8 x 8 pixels per latent position, such as the "
+                    "demo "
+                    "model: its MoVQ.",
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="[1, 4, keyframes, height / 8, width / 8]")],
+        )
+
+    @classmethod
+    def execute(
+        cls, width: int, height: int, keyframes: int, preset: str = AS_BELOW, vae: object = None
+    ) -> io.NodeOutput:
+        """Make the latent."""
+        width, height = PRESETS[preset] or (width, height)
+        factor = _factor(vae)
+        check_size(width, height, factor)
+        return io.NodeOutput(empty_latent(width, height, keyframes, factor))
+
+
+def empty_latent(width: int, height: int, keyframes: int, factor: int, clips: int = 1) -> dict[str, object]:
+    """Return an all-zero LATENT with the pixel factor it was made for."""
+    samples = torch.zeros(
+        clips, CHANNELS, keyframes, height // factor, width // factor, device=mm.intermediate_device()
+    )
+    return {"samples": samples, "downscale_ratio_spacial": factor}
+
+
+class ImageToVideo(io.ComfyNode):
+    """A picture as first frame, release 1.1."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return io.Schema(
+            node_id="FusionFramesImageToVideo",
+            display_name="FusionFrames Image to Video",
+            category="FusionFrames/conditioning",
+            description="Gives release 1.1 a picture to start from. The picture is scaled until it covers the size and "
+            "cropped in the middle: any aspect ratio, never black bars.",
+            search_aliases=[*ALIASES, "image to video"],
+            inputs=[
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Vae.Input("vae", tooltip="MoVQ that encodes the picture."),
+                io.Image.Input(
+                    "image", tooltip="The first frame, any size. Several pictures make a batch of clips, one each."
+                ),
+                *_size_inputs(12),
+                io.Combo.Input(
+                    "motion",
+                    options=list(MOTION),
+                    default="10: slow",
+                    tooltip="How much moves, as the motion score 1 to 100 that the model was trained with.",
+                ),
+                io.Int.Input(
+                    "noise_augmentation",
+                    default=20,
+                    min=0,
+                    max=999,
+                    tooltip="Diffusion steps of noise on the picture, 0 to 999; the release uses 20. More lets the "
+                    "video "
+                    "leave the picture behind.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Latent.Output(display_name="latent"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        positive: Conditioning,
+        negative: Conditioning,
+        vae: object,
+        image: Tensor,
+        width: int,
+        height: int,
+        keyframes: int,
+        motion: str,
+        noise_augmentation: int,
+    ) -> io.NodeOutput:
+        """Encode the picture and add it to both conditionings."""
+        if vae is None:
+            raise InputError("vae expected a MoVQ, got none: load one with FusionFrames Load MoVQ")
+        factor = _factor(vae)
+        check_size(width, height, factor)
+        frames = torch.stack([fit_covering(to_rgb(picture, "image"), width, height) for picture in image])
+        # Pictures are stills of clips of their own: encoded one by one, they never share the time axis.
+        latents = torch.cat([vae.encode(frame[None])[:, :, 0] for frame in frames])
+        values = {FIRST_FRAME: latents, NOISE_LEVEL: noise_augmentation, MOTION_SCORE: MOTION[motion]}
+        return io.NodeOutput(
+            with_values(positive, **values),
+            with_values(negative, **values),
+            empty_latent(width, height, keyframes, factor, len(frames)),
+        )

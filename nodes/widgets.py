@@ -1,0 +1,51 @@
+"""Widgets and words that several nodes share."""
+
+from ..ff_kernels.errors import InputError
+from ._api import io
+from ._compat import DTYPES
+
+ALIASES = ["kandinsky", "kandinsky video", "movq", "text to video", "frame interpolation"]
+SEED_MAX = 0xFFFFFFFFFFFFFFFF
+STEPS_MAX = 1000
+
+
+def dtype_input(default: str) -> io.Combo.Input:
+    """Return the widget for the dtype of weights; ``default`` says what its first entry does."""
+    return io.Combo.Input(
+        "weight_dtype",
+        options=list(DTYPES),
+        default="default",
+        advanced=True,
+        tooltip=f"Type of the weights in memory. default: {default}. float16 and bfloat16 take 2 bytes per weight, "
+        "float32 takes 4.",
+    )
+
+
+def seed_input() -> io.Int.Input:
+    """Return the seed widget."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=SEED_MAX,
+        control_after_generate=True,
+        tooltip="Start of the random numbers; the same seed gives the same video, here and on the command line. "
+        "Clip i of a batch is the clip of seed + i.",
+    )
+
+
+def steps_input() -> io.Int.Input:
+    """Return the widget for sampling steps of the keyframes."""
+    return io.Int.Input(
+        "steps", default=50, min=1, max=STEPS_MAX, tooltip="Sampling steps, 1 to 1000; the releases use 50."
+    )
+
+
+def check_steps(steps: int) -> None:
+    """Refuse a number of steps that no schedule has; core does not check what comes through a link.
+
+    Raises:
+        InputError: if it is outside 1 .. 1000.
+    """
+    if not 1 <= steps <= STEPS_MAX:
+        raise InputError(f"steps expected 1 to {STEPS_MAX} sampling steps, got {steps}: the releases use 50")
