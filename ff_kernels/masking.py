@@ -124,16 +124,19 @@ def frame_mask(mask: Tensor, frames: int) -> Tensor:
     """Return ``[frames]`` booleans of a mask given per pixel: a frame is missing where most of it is masked.
 
     Args:
-        mask: any shape whose frame axis is the third from the end (``[.., T, h, w]``), or ``[T]``; 1 = missing.
+        mask: 1 = missing; ``[T]``, ``[B, 1, T, h, w]``, or up to four axes of which the last two are the frame's and
+            all others together count the frames, as hosts reshape them.
         frames: T.
 
     Raises:
         ShapeError: if the mask has another number of frames.
     """
-    flat = mask if mask.ndim == 1 else mask.float().mean(dim=(-2, -1)).reshape(-1, mask.shape[-3]).mean(dim=0)
-    if flat.shape[0] != frames:
+    if mask.ndim > 1:
+        mask = mask.float().mean(dim=(-2, -1))
+        mask = mask.reshape(-1, mask.shape[-1]).mean(dim=0) if mask.ndim == 3 else mask.reshape(-1)
+    if mask.shape[0] != frames:
         raise ShapeError(
-            f"expected a mask of {frames} frames, one for each frame of the clip, got {flat.shape[0]}: make the mask "
+            f"expected a mask of {frames} frames, one for each frame of the clip, got {mask.shape[0]}: make the mask "
             "as long as the clip"
         )
-    return flat > 0.5
+    return mask > 0.5

@@ -28,7 +28,6 @@ LatentFormat = comfy.latent_formats.LatentFormat
 BaseModel = comfy.model_base.BaseModel
 ModelType = comfy.model_base.ModelType
 EPS = comfy.model_sampling.EPS
-V_PREDICTION = comfy.model_sampling.V_PREDICTION
 ModelSamplingDiscrete = comfy.model_sampling.ModelSamplingDiscrete
 SupportedModel = comfy.supported_models_base.BASE
 ClipTarget = comfy.supported_models_base.ClipTarget

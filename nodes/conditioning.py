@@ -14,18 +14,20 @@ from .adapters.latent import CHANNELS, FIRST_FRAME, MOTION_SCORE, NOISE_LEVEL, N
 from .adapters.vae import MoVQVAE
 from .widgets import ALIASES
 
-# Released sizes and keyframes; the first entry leaves the choice to the widgets below it.
-AS_BELOW = "width and height below"
+# Pixels per latent position and side, in both releases.
+FACTOR = 8
+# Width, height and factor of the released sizes; the first entry leaves the choice to the widgets above it.
+AS_GIVEN = "width and height above"
 PRESETS = {
-    AS_BELOW: None,
-    "512 x 512, square": (512, 512),
-    "640 x 384, wide": (640, 384),
-    "384 x 640, tall": (384, 640),
-    "64 x 64, demo": (64, 64),
+    AS_GIVEN: None,
+    "512 x 512, square": (512, 512, FACTOR),
+    "640 x 384, wide": (640, 384, FACTOR),
+    "384 x 640, tall": (384, 640, FACTOR),
+    "64 x 64, demo": (64, 64, 4),
 }
 # Latent sides must be multiples of this: the released U-Nets halve them three times.
 SIDE_MULTIPLE = 8
-FACTOR = 8
+NOISE_MAX = 999
 MOTION = {"1: still": 1, "10: slow": 10, "50: medium": 50, "100: fast": 100}
 
 
@@ -64,13 +66,9 @@ def check_size(width: int, height: int, factor: int) -> None:
             raise InputError(f"{name} expected a multiple of {multiple} pixels, got {value}: take {near}")
 
 
-def _factor(vae: object, node_input: str = "vae") -> int:
-    if vae is None:
-        return FACTOR
+def _factor(vae: object) -> int:
     if not isinstance(vae, MoVQVAE):
-        raise InputError(
-            f"{node_input} expected a MoVQ, got {type(vae).__name__}: load one with FusionFrames Load MoVQ"
-        )
+        raise InputError(f"vae expected a MoVQ, got {type(vae).__name__}: load one with FusionFrames Load MoVQ")
     return vae.movq.config.factor
 
 
@@ -163,37 +161,45 @@ class EmptyLatent(io.ComfyNode):
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
-                    default=AS_BELOW,
+                    default=AS_GIVEN,
                     tooltip="Sizes of the releases. Anything but the first entry overrides width and height.",
                 ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="Only needed for a model with other than 8 x 8 pixels per latent position, such as the "
-                    "demo "
-                    "model: its MoVQ.",
+                    tooltip="Only needed for a model with other than 8 x 8 pixels per latent position: "
+                    "its MoVQ. The demo preset knows its model's 4 x 4.",
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="[1, 4, keyframes, height / 8, width / 8]")],
+            outputs=[
+                io.Latent.Output(
+                    display_name="latent",
+                    tooltip="[1, 4, keyframes, height / 8, width / 8]; the demo has 4 x 4 pixels per position.",
+                )
+            ],
         )
 
     @classmethod
     def execute(
-        cls, width: int, height: int, keyframes: int, preset: str = AS_BELOW, vae: object = None
+        cls, width: int, height: int, keyframes: int, preset: str = AS_GIVEN, vae: object = None
     ) -> io.NodeOutput:
         """Make the latent."""
-        width, height = PRESETS[preset] or (width, height)
-        factor = _factor(vae)
+        width, height, factor = PRESETS[preset] or (width, height, FACTOR)
+        factor = _factor(vae) if vae is not None else factor
         check_size(width, height, factor)
-        return io.NodeOutput(empty_latent(width, height, keyframes, factor))
+        latent = empty_latent(width, height, keyframes, factor)
+        # Samplers fit an empty latent to a model of another factor by this key; one made for a MoVQ fits already.
+        return io.NodeOutput(latent if vae is not None else {**latent, "downscale_ratio_spacial": factor})
 
 
-def empty_latent(width: int, height: int, keyframes: int, factor: int, clips: int = 1) -> dict[str, object]:
-    """Return an all-zero LATENT with the pixel factor it was made for."""
+def empty_latent(width: int, height: int, keyframes: int, factor: int, clips: int = 1) -> dict[str, Tensor]:
+    """Return an all-zero LATENT."""
+    if keyframes < 1:
+        raise InputError(f"keyframes expected 1 or more, got {keyframes}: the releases have 15 and 12")
     samples = torch.zeros(
         clips, CHANNELS, keyframes, height // factor, width // factor, device=mm.intermediate_device()
     )
-    return {"samples": samples, "downscale_ratio_spacial": factor}
+    return {"samples": samples}
 
 
 class ImageToVideo(io.ComfyNode):
@@ -227,7 +233,7 @@ class ImageToVideo(io.ComfyNode):
                     "noise_augmentation",
                     default=20,
                     min=0,
-                    max=999,
+                    max=NOISE_MAX,
                     tooltip="Diffusion steps of noise on the picture, 0 to 999; the release uses 20. More lets the "
                     "video "
                     "leave the picture behind.",
@@ -254,8 +260,11 @@ class ImageToVideo(io.ComfyNode):
         noise_augmentation: int,
     ) -> io.NodeOutput:
         """Encode the picture and add it to both conditionings."""
-        if vae is None:
-            raise InputError("vae expected a MoVQ, got none: load one with FusionFrames Load MoVQ")
+        if not 0 <= noise_augmentation <= NOISE_MAX:
+            raise InputError(
+                f"noise_augmentation expected 0 to {NOISE_MAX} diffusion steps, got {noise_augmentation}: the release "
+                "uses 20"
+            )
         factor = _factor(vae)
         check_size(width, height, factor)
         frames = torch.stack([fit_covering(to_rgb(picture, "image"), width, height) for picture in image])

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ff_kernels.decoding import blend_overlap, decode
+from ..ff_kernels.decoding import blend_overlap, chunk_sizes, decode
 from ..ff_kernels.errors import InputError
 from ..ff_kernels.frames_io import contact_sheet
 from ..ff_kernels.pictures import to_rgb
@@ -73,8 +73,8 @@ class MoVQDecode(io.ComfyNode):
         movq = vae.movq
         is_video = movq.config.is_video
         chunk = frames_per_chunk or None
-        shape = [1, movq.config.z_channels, chunk or 7, *clips.shape[-2:]]
-        mm.load_models_gpu([vae.patcher], memory_required=vae.memory_used_decode(shape, vae.vae_dtype))
+        largest = chunk or chunk_sizes(clips.shape[1])[0]
+        mm.load_models_gpu([vae.patcher], memory_required=vae.decode_bytes(largest, *clips.shape[-2:]))
         total = clips.shape[0] * clips.shape[1]
         bar = progress_bar(total)
         parts: list[Tensor] = []
@@ -123,6 +123,8 @@ class Storyboard(io.ComfyNode):
     @classmethod
     def execute(cls, images: Tensor, columns: int, fps: float) -> io.NodeOutput:
         """Draw the sheet."""
+        if not fps > 0:
+            raise InputError(f"fps expected a positive number of frames per second, got {fps}: keyframes have 2")
         frames = torch.stack([to_rgb(picture, "images") for picture in images])
         sheet = contact_sheet(frames, columns=columns, times=[i / fps for i in range(len(frames))])
         return io.NodeOutput(torch.from_numpy(np.array(sheet)).float()[None] / 255)

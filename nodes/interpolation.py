@@ -164,6 +164,8 @@ class Interpolate(io.ComfyNode):
     ) -> io.NodeOutput:
         """Interpolate."""
         network_of(model, "interpolation", "model")
+        if passes not in (1, 2):
+            raise InputError(f"passes expected 1 or 2, got {passes}: chain two nodes for more")
         frames = latent_frames(latent, "latent")
         if frames.shape[1] < 2:
             raise InputError(

@@ -28,11 +28,14 @@ from .adapters.model import (
     first_frame_refusal,
     image_refusal,
     network_of,
-    require_size,
+    require_frame,
 )
 from .adapters.progress import StepReport
 from .adapters.text import text_of
 from .widgets import ALIASES, check_steps, seed_input, steps_input
+
+# Release 1.0 spreads 180 time units over the keyframes.
+MAX_FRAMES_V10 = 180
 
 
 class KeyframeSampler(io.ComfyNode):
@@ -64,9 +67,8 @@ class KeyframeSampler(io.ComfyNode):
                     min=0.0,
                     max=50.0,
                     step=0.1,
-                    tooltip="Text guidance w; the releases use 5. It mixes (w + 1) * positive - w * negative, so "
-                    "core's "
-                    "cfg is w + 1. The demo model wants 2.",
+                    tooltip="Text guidance w; the releases use 5. Text alone is mixed as (w + 1) * positive - w * "
+                    "negative, so core's cfg is w + 1. The demo model wants 2.",
                 ),
                 io.Float.Input(
                     "image_guidance",
@@ -96,8 +98,10 @@ class KeyframeSampler(io.ComfyNode):
         check_steps(steps)
         network, core = network_of(model, "keyframe", "model")
         frames = latent_frames({**latent, "samples": resize_empty(model, latent)}, "latent")
-        mm.load_models_gpu([model], memory_required=model.memory_required([2 * frames.shape[0], *frames.shape[1:]]))
         job = _Job(network, core, positive, negative, frames, model.load_device)
+        clips, count, channels, *sides = frames.shape
+        batch = [job.branches * clips, channels, count, *sides]
+        mm.load_models_gpu([model], memory_required=model.memory_required(batch))
         report = StepReport(model, steps, clips=frames.shape[0])
         options = {"guidance_scale": guidance_scale, "steps": steps}
         with torch.inference_mode():
@@ -129,10 +133,20 @@ class _Job:
             text_of(entry, core.null_embedding, network.config.context_dim, self.clips, name, like)
             for entry, name in ((positive, "positive"), (negative, "negative"))
         )
-        self.check_side()
+        self.check()
 
-    def check_side(self) -> None:
-        """Refuse a latent whose sides the network cannot halve."""
+    @property
+    def branches(self) -> int:
+        """Guidance branches that run in one batch."""
+        return 3 if FIRST_FRAME in self.options else 2
+
+    def check(self) -> None:
+        """Refuse a latent that the network cannot halve, or more frames than it can tell apart."""
+        if self.network.config.family == "1.0" and self.num_frames > MAX_FRAMES_V10:
+            raise InputError(
+                f"latent expected at most {MAX_FRAMES_V10} keyframes for release 1.0, got {self.num_frames}: use "
+                "KSampler with Context Windows"
+            )
         multiple = self.network.config.side_multiple
         if any(side % multiple for side in self.size):
             raise InputError(
@@ -159,13 +173,13 @@ class _Job:
         first_frame = self.options.get(FIRST_FRAME)
         if first_frame is None:
             if self.num_frames > 1:
-                raise InputError(first_frame_refusal(self.num_frames))
+                raise InputError(first_frame_refusal("positive", self.num_frames))
             del options["image_guidance"]
             run = self.run(seed, PICTURE, report)
             return sample_picture_v11(
                 self.network, self.text, self.unconditional, run, size=self.size, **options
             ).unsqueeze(1)
-        require_size(first_frame, self.size)
+        require_frame("positive", first_frame, self.clips, self.size)
         return sample_keyframes_v11(
             self.network,
             self.text,

@@ -60,11 +60,15 @@ def test_missing_end_raises(mask):
         find_missing_runs(torch.tensor(mask, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 5, 2, 2), (1, 5, 2, 2), (5, 2, 2), (5,)])
+@pytest.mark.parametrize("shape", [(1, 1, 5, 2, 2), (2, 1, 5, 2, 2), (1, 5, 2, 2), (5, 1, 2, 2), (5, 2, 2), (5,)])
 def test_frame_mask_reads_every_layout(shape):
     mask = torch.zeros(5)
     mask[2] = 1
-    full = mask if len(shape) == 1 else mask[:, None, None].expand(5, 2, 2).reshape(shape)
+    full = mask
+    if len(shape) == 5:
+        full = mask[None, None, :, None, None].expand(shape)
+    elif len(shape) > 1:
+        full = mask[:, None, None].expand(5, 2, 2).reshape(shape)
     assert frame_mask(full, 5).tolist() == [False, False, True, False, False]
 
 

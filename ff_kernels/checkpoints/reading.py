@@ -5,6 +5,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,8 +190,10 @@ def shard_names(path: Path) -> dict[str, str]:
 def whole_of(path: Path) -> Path:
     """Return the index that lists ``path`` as one of its shards, or ``path`` itself if it stands alone."""
     for index in sorted(path.parent.glob(f"*{INDEX_SUFFIX}")):
-        if path.name in shard_names(index).values():
-            return index
+        # A damaged index of another model in the same folder is no reason to refuse this file.
+        with suppress(CheckpointError):
+            if path.name in shard_names(index).values():
+                return index
     return path
 
 

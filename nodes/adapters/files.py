@@ -68,8 +68,8 @@ def open_weights(path: Path, stages: Sequence[str], node_input: str) -> Weights:
     Raises:
         CheckpointError: naming the input, what was expected, what was found and which node wants it.
     """
-    contents = read_contents(whole_of(path))
     try:
+        contents = read_contents(whole_of(path))
         kind = detect(contents)
     except CheckpointError as error:
         raise CheckpointError(f"{node_input}: {error}") from error
@@ -90,8 +90,8 @@ def open_projection(path: Path, node_input: str) -> TextProjection:
     Raises:
         CheckpointError: if the file holds none.
     """
-    contents = read_contents(whole_of(path))
     try:
+        contents = read_contents(whole_of(path))
         kind = detect(contents)
     except CheckpointError as error:
         raise CheckpointError(f"{node_input}: {error}") from error

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...ff_kernels.errors import InputError
 from ...ff_kernels.sampling.guidance import mix_text_image
-from ...ff_kernels.sampling.noise import KEYFRAMES, SeededNoise, stage_seeds
+from ...ff_kernels.sampling.noise import KEYFRAMES, PICTURE, SeededNoise, stage_seeds
 from ...ff_kernels.sampling.samplers import sample_ddpm
 from ...ff_kernels.sampling.schedule import make_schedule_from_sigmas
 from .._compat import KSAMPLER, CFGGuider, calc_cond_batch
@@ -19,7 +19,13 @@ class TextImageGuider(CFGGuider):
     """Release 1.1's three branches: text and first frame, first frame only, neither."""
 
     def __init__(self, model: Any, guidance_scale: float, image_guidance: float) -> None:
-        network_of(model, "keyframe", "model")
+        network, _ = network_of(model, "keyframe", "model")
+        if network.config.family != "1.1":
+            raise InputError(
+                "model expected a keyframe U-Net of release 1.1, got release 1.0, which reads no first frame: use "
+                "core's "
+                "CFGGuider with cfg = guidance_scale + 1"
+            )
         super().__init__(model)
         self.guidance_scale, self.image_guidance = guidance_scale, image_guidance
         # Wrappers of core's read or override this name.
@@ -71,12 +77,23 @@ class TextImageGuider(CFGGuider):
         return denoised
 
 
+class _FromNoise(KSAMPLER):
+    """Sampling whose start is noise alone, even where a shorter table starts below the largest level."""
+
+    def max_denoise(self, model_wrap: Any, sigmas: Tensor) -> bool:
+        """Return True."""
+        return True
+
+
 class DDPMSampler(KSAMPLER):
     """Ancestral sampling of the releases, through whatever noise levels it is given."""
 
-    def max_denoise(self, model_wrap: Any, sigmas: Tensor) -> bool:
-        """Return True: a shorter table starts from pure noise as well."""
-        return True
+    def sample(self, model_wrap: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run; an empty latent starts from noise alone, another one from itself with noise on it."""
+        latent = kwargs.get("latent_image", args[3] if len(args) > 3 else None)
+        is_empty = latent is None or not bool(torch.count_nonzero(latent))
+        run = _FromNoise(_sample) if is_empty else KSAMPLER(_sample)
+        return run.sample(model_wrap, sigmas, *args, **kwargs)
 
 
 def ddpm_sampler() -> DDPMSampler:
@@ -97,12 +114,17 @@ def _sample(
     seed = int(extra_args.get("seed") or 0)
     schedule = make_schedule_from_sigmas(sigmas)
     B, C, T, h, w = x.shape
-    source = SeededNoise(stage_seeds(seed, B, KEYFRAMES))
     # Core has drawn the start by itself; the engine's sampler takes the start, and release 1.1 the noise on the first
     # frame, from this stream first.
+    guider = getattr(model, "inner_model", None)
+    has_first_frame = any(
+        FIRST_FRAME in entry for entries in getattr(guider, "conds", {}).values() for entry in entries
+    )
+    inner = getattr(guider, "inner_model", None)
+    is_v11 = isinstance(inner, CoreModel) and inner.network_config.family == "1.1"
+    source = SeededNoise(stage_seeds(seed, B, PICTURE if is_v11 and not has_first_frame else KEYFRAMES))
     source.normal((B * T, C, h, w))
-    inner = getattr(getattr(model, "inner_model", None), "inner_model", None)
-    if isinstance(inner, CoreModel) and inner.network_config.family == "1.1" and T > 1:
+    if has_first_frame:
         source.uniform((B, C, h, w))
     scales = (1 + sigmas.double().square()).sqrt().tolist()
     ones = x.new_ones(B)

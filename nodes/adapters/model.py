@@ -136,12 +136,12 @@ class CoreModel(BaseModel):
         context, mask = context_of(kwargs["cross_attn"], kwargs, self.null_embedding, config.context_dim, where)
         out = {"c_crossattn": CONDRegular(context), "context_mask": CONDRegular(mask)}
         if config.family == "1.1":
-            out.update(self._first_frame(**kwargs))
+            out.update(self._first_frame(where, **kwargs))
         elif kwargs.get(FIRST_FRAME) is not None:
             raise InputError(image_refusal(where))
         return out
 
-    def _first_frame(self, **kwargs: Any) -> dict[str, Any]:
+    def _first_frame(self, where: str, **kwargs: Any) -> dict[str, Any]:
         noise = kwargs["noise"]
         clips, channels, T, height, width = noise.shape
         level = int(kwargs.get(NOISE_LEVEL, DEFAULT_NOISE_LEVEL))
@@ -150,10 +150,10 @@ class CoreModel(BaseModel):
         frame = kwargs.get(FIRST_FRAME)
         if frame is None and not kwargs.get(NO_FIRST_FRAME):
             if T > 1:
-                raise InputError(first_frame_refusal(T))
+                raise InputError(first_frame_refusal(where, T))
             return {}
         if frame is not None:
-            require_size(frame, (height, width))
+            require_frame(where, frame, clips, (height, width))
             # The stream and the place in it are those of the engine's own sampler: normal noise for the clip first.
             source = SeededNoise(stage_seeds(int(kwargs.get("seed") or 0), clips, KEYFRAMES))
             source.normal((clips * T, channels, height, width))
@@ -255,13 +255,18 @@ def require_stage(config: UNetConfig, stage: str, node_input: str) -> None:
         )
 
 
-def require_size(first_frame: Tensor, size: tuple[int, int]) -> None:
-    """Refuse a first frame of another size than the latent."""
+def require_frame(where: str, first_frame: Tensor, clips: int, size: tuple[int, int]) -> None:
+    """Refuse first frames that do not fit the latent: one for all clips or one each, of the latent's size."""
     if tuple(first_frame.shape[-2:]) != size:
         raise InputError(
-            f"positive expected a first frame of the latent's size {list(size)}, got {list(first_frame.shape[-2:])}: "
+            f"{where} expected a first frame of the latent's size {list(size)}, got {list(first_frame.shape[-2:])}: "
             "use "
             "the latent that FusionFrames Image to Video returns"
+        )
+    if first_frame.shape[0] not in (1, clips):
+        raise InputError(
+            f"{where} expected one first frame or one for each of {clips} clips, got {first_frame.shape[0]}: use the "
+            "latent that FusionFrames Image to Video returns"
         )
 
 
@@ -273,9 +278,9 @@ def image_refusal(where: str) -> str:
     )
 
 
-def first_frame_refusal(frames: int) -> str:
+def first_frame_refusal(where: str, frames: int) -> str:
     """Return what release 1.1 needs for more than a picture."""
     return (
-        f"positive expected a first frame for {frames} keyframes of release 1.1, got text only: use FusionFrames Image "
+        f"{where} expected a first frame for {frames} keyframes of release 1.1, got text only: use FusionFrames Image "
         "to Video, or ask for 1 keyframe to draw a first frame from text"
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ff_kernels.checkpoints.loading import cast_tensors
-from ...ff_kernels.decoding import decode
+from ...ff_kernels.decoding import chunk_sizes, decode
 from ...ff_kernels.errors import ShapeError
 from ...ff_kernels.models.movq import MoVQ
 from .._compat import (
@@ -21,8 +21,8 @@ from .._compat import (
 )
 from .files import Weights
 
-# Bytes per pixel and byte of the dtype that one chunk of five frames needs at its peak: 10.8 GB for 5 frames of
-# 512 x 512 in 16 bit, counted for the released sizes (kernels.md section 1).
+# Bytes per pixel of a chunk and byte of the dtype at the peak: 10.8 GB for 5 frames of 512 x 512 in 16 bit, counted
+# for the released sizes (kernels.md section 1); encoding was not counted and is taken as half of that.
 DECODE_BYTES_PER_PIXEL = 4200
 ENCODE_BYTES_PER_PIXEL = 2100
 FRAMES_PER_ENCODE = 4
@@ -83,8 +83,8 @@ class MoVQVAE(CoreVAE):
         self.downscale_index_formula = self.upscale_index_formula = (1, factor, factor)
         # The engine's decoder returns finished pixels.
         self.process_output = lambda image: image
-        self.memory_used_decode = lambda shape, dtype: (
-            DECODE_BYTES_PER_PIXEL * shape[-2] * shape[-1] * factor**2 * mm.dtype_size(dtype)
+        self.memory_used_decode = lambda shape, dtype: self.decode_bytes(
+            chunk_sizes(shape[2])[0] if len(shape) == 5 else 1, shape[-2], shape[-1]
         )
         self.memory_used_encode = lambda shape, dtype: (
             ENCODE_BYTES_PER_PIXEL * shape[-2] * shape[-1] * mm.dtype_size(dtype)
@@ -93,6 +93,11 @@ class MoVQVAE(CoreVAE):
         tensors = cast_tensors(weights.tensors, offload, self.vae_dtype)
         load_weights(self.patcher, self.first_stage_model, {f"movq.{key}": value for key, value in tensors.items()})
         set_factory(self.patcher, _patcher, weights)
+
+    def decode_bytes(self, frames: int, height: int, width: int) -> int:
+        """Return an estimate of the bytes that decoding a chunk of ``frames`` latents ``height`` x ``width`` needs."""
+        pixels = frames * height * width * self.movq.config.factor**2
+        return DECODE_BYTES_PER_PIXEL * pixels * mm.dtype_size(self.vae_dtype)
 
     @property
     def movq(self) -> MoVQ:

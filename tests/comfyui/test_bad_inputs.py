@@ -56,7 +56,11 @@ def ordinary_autoencoder_in_movq_loader(core, demo, prompts, latent):
 
 @case(r"projection_name expected text projections, got a T5 text encoder.*choose the keyframe checkpoint")
 def text_encoder_without_projection(core, demo, prompts, latent):
-    core.run("FusionFramesLoadTextEncoder", text_encoder_name="fusionframes_demo_text_encoder.safetensors")
+    core.run(
+        "FusionFramesLoadTextEncoder",
+        text_encoder_name="fusionframes_demo_text_encoder.safetensors",
+        projection_name="none",
+    )
 
 
 @case(r"model expected the keyframe U-Net, got the interpolation U-Net of release 1.0: .*FusionFrames Interpolate")
