@@ -2,12 +2,9 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 from support import stand_in
-
-ROOT = Path(__file__).parents[2]
 
 
 def unavailable(reason: str) -> None:
@@ -33,12 +30,10 @@ def front_end(definitions):
         unavailable("needs the front end: pip install comfyui-frontend-package")
     if browser is None:
         unavailable("needs Chromium: install it or set CHROMIUM to its path")
-    files = sorted((ROOT / "workflows").glob("*.json"))
-    known = stand_in.with_declared_files(definitions, [json.loads(path.read_text(encoding="utf-8")) for path in files])
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         page = chromium.new_page(viewport=stand_in.SIZE, service_workers="block")
-        app = stand_in.FrontEnd(page, static, known)
+        app = stand_in.FrontEnd(page, static, definitions)
         app.start()
         yield app
         page.unroute_all(behavior="ignoreErrors")

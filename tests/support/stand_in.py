@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import shutil
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,18 +102,6 @@ def input_specs(definition: dict[str, Any]) -> dict[str, list[Any]]:
     """Map the inputs of a recorded node definition, required ones first, to type and options."""
     kinds = definition["input"]
     return {**kinds.get("required", {}), **kinds.get("optional", {})}
-
-
-def with_declared_files(definitions: dict[str, Any], workflows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Put the model files that workflows declare into the loaders' options, as if they had been downloaded."""
-    definitions = deepcopy(definitions)
-    for node in (node for workflow in workflows for node in all_nodes(workflow)):
-        names = [model["name"] for model in node.get("properties", {}).get("models", [])]
-        for key, (kind, *rest) in input_specs(definitions.get(node["type"], {"input": {}})).items():
-            if key.endswith("_name"):
-                options = kind if isinstance(kind, list) else rest[0].get("options", [])
-                options += [name for name in names if name not in options]
-    return definitions
 
 
 @dataclass(frozen=True)
