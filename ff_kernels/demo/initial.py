@@ -4,11 +4,17 @@ import torch
 from torch import nn
 
 from ..models.blocks import ConditionalGroupNorm
+from ..models.keyframe_unet import KeyframeUNet
 from ..models.movq import ResnetBlock
 from ..models.temporal_blocks import MergingConvBlockV10, TemporalResNetBlock, TemporalSelfAttention
 from ..models.text_encoder import RMSNorm, SelfAttention
 
 MERGE_START = 0.5
+# The order of the keyframes reaches the network through one norm per temporal attention. From torch's own start it
+# changed that norm's output by 0.03 and, attention being uniform at first, the frames by 0.002: left and right were
+# not told apart after 4,500 steps. These make it half of a normal channel from the first step on.
+POSITION_GAIN = 8.0
+POSITION_STD = 0.07
 
 
 @torch.no_grad()
@@ -16,8 +22,10 @@ def initialise(network: nn.Module) -> nn.Module:
     """Set the start values of every block that torch's own defaults do not suit, and return the network."""
     for module in network.modules():
         if isinstance(module, ConditionalGroupNorm):
-            nn.init.zeros_(module.context_mlp[1].weight)
+            nn.init.normal_(module.context_mlp[1].weight, std=POSITION_STD if module.rows == "position" else 0.0)
             nn.init.zeros_(module.context_mlp[1].bias)
+        elif isinstance(module, KeyframeUNet):
+            module.to_temporal_embed[3].weight.mul_(POSITION_GAIN)
         elif isinstance(module, TemporalResNetBlock):
             last = module.temporal_resnet_blocks[-1][-1]
             nn.init.zeros_(last.weight)

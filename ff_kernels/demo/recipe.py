@@ -27,6 +27,8 @@ INTERPOLATION = replace(
 
 # Frames that the range of the latents is read from.
 RANGE_FRAMES = 2000
+# Captions that the spread of contexts is measured on.
+CONTEXT_CAPTIONS = 1500
 # Clips whose latents are worked out once and kept.
 KEYFRAME_CLIPS = 5000
 GAP_CLIPS = 2000

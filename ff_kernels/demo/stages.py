@@ -25,6 +25,7 @@ from ..models.movq import MoVQ
 from ..models.text_encoder import TextEncoder, TextProjection
 from ..tokenizer import Tokenizer
 from . import batches, objectives, recipe
+from .contexts import spread_projection
 from .initial import initialise
 from .latents import fit_latents_to_range
 from .scenes import ATTRIBUTES, caption_corpus
@@ -170,10 +171,17 @@ def run_video_movq(shop: Workshop) -> None:
 
 
 def run_text(shop: Workshop) -> None:
-    """Teach the text encoder to tell captions apart before the U-Net depends on it."""
+    """Teach the text encoder to tell captions apart before the U-Net depends on it, and spread what it says."""
     objective = objectives.CaptionReading(*text_parts(), tuple(map(len, ATTRIBUTES.values())))
     draw = partial(batches.draw_captions, tokenizer=tokenizer(shop))
     shop.train("text", objective, draw, recipe.TEXT_FIT)
+    shop.load("text", objective)
+    encoder, projection = objective.text["encoder"], objective.text["projection"]
+    rows = [tokenizer(shop).encode(caption).ids for caption in caption_corpus(1, recipe.CONTEXT_CAPTIONS)]
+    with torch.inference_mode():
+        hidden = torch.cat([encoder(row, torch.ones_like(row))[0] for row in rows])
+    spread_projection(projection, hidden)
+    shop.save("text", objective.state_dict())
 
 
 def run_keyframes(shop: Workshop) -> None:
