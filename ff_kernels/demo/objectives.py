@@ -15,7 +15,7 @@ LATENT_NOISE = 0.02
 MIN_WEIGHT = 0.05
 # Errors of the predicted noise weigh as errors of v = eps / sqrt(a) would, up to this factor: without it the
 # noisiest steps, which decide what moves where, hardly count.
-MAX_WEIGHT = 60.0
+MAX_WEIGHT = 5.0
 
 
 class Reconstruction(nn.Module):

@@ -1,0 +1,75 @@
+"""A process of its own with core's paging patcher switched on, as it is on NVIDIA; arguments: pack, base, result.
+
+Lazy layers, taking over the file's tensors, sampling and decoding then run on the CPU; paging itself does not.
+"""
+
+import asyncio
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+PACK, BASE, RESULT = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+KEYFRAMES = "fusionframes_demo_keyframes.safetensors"
+
+
+def start() -> dict:
+    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+    for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
+        (BASE / name).mkdir(parents=True)
+    sys.argv = ["core", "--cpu", "--base-directory", str(BASE), "--disable-api-nodes"]
+    control = importlib.import_module("comfy_aimdo.control")
+    if not control.init("cuda"):
+        raise SystemExit("comfy_aimdo could not be initialised")
+    importlib.import_module("comfy.options").enable_args_parsing()
+    importlib.import_module("comfy.memory_management").aimdo_enabled = True
+    patchers = importlib.import_module("comfy.model_patcher")
+    # On a CPU device core's class would return its plain sibling.
+    patchers.CoreModelPatcher = type(
+        "Paging", (patchers.ModelPatcherDynamic,), {"__new__": lambda cls, *_, **__: object.__new__(cls)}
+    )
+    importlib.import_module("utils.install_util")
+    nodes = importlib.import_module("nodes")
+    importlib.import_module("server").PromptServer.instance = SimpleNamespace(
+        node_replace_manager=SimpleNamespace(register=lambda *_: None),
+        send_progress_text=lambda *_: None, send_sync=lambda *_, **__: None,
+        client_id=None, last_node_id=None, last_prompt_id=None,
+    )  # fmt: skip
+    asyncio.run(nodes.load_custom_node(PACK))
+    return nodes.NODE_CLASS_MAPPINGS
+
+
+def main() -> None:
+    classes = start()
+
+    def run(node: str, **inputs: object) -> tuple:
+        return classes[node].PREPARE_CLASS_CLONE({}).execute(**inputs).args
+
+    with torch.inference_mode():
+        (model,) = run("FusionFramesLoadModel", model_name=KEYFRAMES)
+        (gaps,) = run("FusionFramesLoadModel", model_name="fusionframes_demo_interpolation.safetensors")
+        (clip,) = run(
+            "FusionFramesLoadTextEncoder", projection_name=KEYFRAMES,
+            text_encoder_name="fusionframes_demo_text_encoder.safetensors",
+        )  # fmt: skip
+        (vae,) = run("FusionFramesLoadMoVQ", vae_name="fusionframes_demo_movq.safetensors")
+        positive, negative = run("FusionFramesTextEncode", clip=clip, prompt="a large red circle", negative_prompt="")
+        (latent,) = run("FusionFramesEmptyLatent", width=64, height=64, keyframes=5, preset="64 x 64, demo")
+        (keyframes,) = run(
+            "FusionFramesKeyframeSampler", model=model, positive=positive, negative=negative, latent=latent, seed=7,
+            steps=4, guidance_scale=2.0,
+        )  # fmt: skip
+        video, _ = run(
+            "FusionFramesInterpolate", model=gaps, latent=keyframes, seed=7, steps=3, guidance_scale=0.25, passes=1,
+            fps=2.0,
+        )  # fmt: skip
+        (frames,) = run("FusionFramesMoVQDecode", vae=vae, latent=video)
+        (other,) = classes["KSampler"]().sample(model, 1, 3, 3.0, "euler", "normal", positive, negative, latent, 1.0)
+    dynamic = [part.is_dynamic() for part in (model, gaps, clip.patcher, vae.patcher)]
+    torch.save({"frames": frames, "ksampler": other["samples"], "dynamic": dynamic}, RESULT)
+
+
+main()
