@@ -27,7 +27,12 @@ class CoreServer:
         link = base / "custom_nodes" / PACK
         if not link.exists():
             link.symlink_to(ROOT)
-        settings = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.0.0"}
+        settings = {
+            "Comfy.TutorialCompleted": True,
+            "Comfy.InstalledVersion": "1.0.0",
+            "Comfy.Minimap.Visible": False,
+            "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+        }
         (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(settings))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
