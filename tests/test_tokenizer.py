@@ -5,7 +5,7 @@ from fusionframes.ff_kernels.demo import WEIGHTS
 from fusionframes.ff_kernels.errors import CheckpointError
 from fusionframes.ff_kernels.tokenizer import MAX_TOKENS, Tokenizer
 
-TOKENIZER = WEIGHTS / "spiece.model"
+TOKENIZER = WEIGHTS / "text_encoders" / "spiece.model"
 
 
 def test_encode_ends_with_eos_and_counts_nothing_dropped():

@@ -89,8 +89,8 @@ def release_1_0_with_image(core, demo, prompts, latent):
     keyframes(core, demo, (positive, negative), latent)
 
 
-@case(r"positive expected a first frame, got text only: connect FusionFrames Image to Video")
-def dual_guider_without_image(core, demo, prompts, latent):
+@case(r"model expected a keyframe U-Net of release 1.1, got release 1.0, which reads no first frame")
+def dual_guider_of_release_1_0(core, demo, prompts, latent):
     core.run(
         "FusionFramesDualGuider", model=demo.model, positive=prompts[0], negative=prompts[1], guidance_scale=5.0,
         image_guidance=2.0,

@@ -80,6 +80,15 @@ def test_several_keyframes_without_a_picture_are_refused(core, v11):
         sample(core, v11.model, (*prompts, latent))
 
 
+def test_dual_guider_without_a_picture_is_refused(core, v11):
+    prompts = core.run("FusionFramesTextEncode", clip=v11.clip, prompt="a large red circle", negative_prompt="")
+    with pytest.raises(ValueError, match="positive expected a first frame, got text only: connect FusionFrames Image"):
+        core.run(
+            "FusionFramesDualGuider", model=v11.model, positive=prompts[0], negative=prompts[1], guidance_scale=5.0,
+            image_guidance=2.0,
+        )  # fmt: skip
+
+
 def test_interpolation_needs_a_prompt_and_keeps_keyframes(core, v11, conditioned):
     latent = {"samples": sample(core, v11.model, conditioned)}
     inputs = {"model": v11.interpolation, "latent": latent, "seed": 0, "steps": 2, "guidance_scale": 0.5}
