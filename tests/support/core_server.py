@@ -20,8 +20,8 @@ PACK = "fusionframes"
 class CoreServer:
     """Core on the CPU with this checkout as its only pack."""
 
-    def __init__(self, core: str, base: Path, *arguments: str):
-        self.core, self.base, self.arguments = Path(core), base, arguments
+    def __init__(self, core: str, base: Path, *arguments: str, **environment: str):
+        self.core, self.base, self.arguments, self.environment = Path(core), base, arguments, environment
         for name in (*FOLDERS, *(f"models/{folder}" for folder in MODEL_FOLDERS)):
             (base / name).mkdir(parents=True, exist_ok=True)
         link = base / "custom_nodes" / PACK
@@ -45,7 +45,7 @@ class CoreServer:
             str(self.base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch",
             *self.arguments,
         ]  # fmt: skip
-        env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
+        env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", **self.environment}
         self.log = (self.base / "server.log").open("wb")
         self.process = subprocess.Popen(command, cwd=self.core, env=env, stdout=self.log, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 180
