@@ -86,5 +86,4 @@ def test_ten_runs_give_identical_files_and_flat_memory(tmp_path):
             contents.append(measure(files[0])[4])
             memory.append(server.memory_bytes())
         assert all((a == b).all() for other in contents[1:] for a, b in zip(contents[0], other, strict=True))
-        print("MiB after each run:", [round(m / 2**20) for m in memory])
         assert memory[9] < 1.02 * memory[1], [round(m / 2**20) for m in memory]
