@@ -33,7 +33,8 @@ from .files import Weights
 from .latent import FIRST_FRAME, IMAGE_KEYS, MOTION_SCORE, NO_FIRST_FRAME, NOISE_LEVEL, VideoLatents
 from .text import context_of
 
-# Measured on the demo model; core multiplies it with latent positions. The full-size networks were not measured.
+# Core multiplies it with latent positions to guess what to free. Not measured on a GPU yet: half more than core's
+# default of 2, because activations are wide before the first halving.
 MEMORY_USAGE_FACTOR = 3.0
 DEFAULT_MOTION_SCORE = 10
 DEFAULT_NOISE_LEVEL = 20
