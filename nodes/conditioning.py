@@ -83,8 +83,7 @@ class TextEncode(io.ComfyNode):
             display_name="FusionFrames Text Encode",
             category="FusionFrames/conditioning",
             description="Encodes prompt and negative prompt exactly as the releases do. An empty negative prompt is "
-            "the "
-            "checkpoint's learned null text. The node shows how many tokens were used and dropped.",
+            "the checkpoint's learned null text. The node shows how many tokens were used and dropped.",
             search_aliases=ALIASES,
             inputs=[
                 io.Clip.Input("clip", tooltip="From FusionFrames Load Text Encoder."),
@@ -101,8 +100,7 @@ class TextEncode(io.ComfyNode):
                     dynamic_prompts=True,
                     default="",
                     tooltip="What it should not show. Empty: the model's own null text, as the releases use. Cut to "
-                    "the "
-                    "length of the prompt, as release 1.0 does.",
+                    "the length of the prompt, as release 1.0 does.",
                 ),
             ],
             outputs=[
@@ -235,8 +233,7 @@ class ImageToVideo(io.ComfyNode):
                     min=0,
                     max=NOISE_MAX,
                     tooltip="Diffusion steps of noise on the picture, 0 to 999; the release uses 20. More lets the "
-                    "video "
-                    "leave the picture behind.",
+                    "video leave the picture behind.",
                 ),
             ],
             outputs=[

@@ -42,8 +42,7 @@ class MoVQDecode(io.ComfyNode):
                     min=0,
                     max=256,
                     tooltip="Frames decoded at once; 0 splits as the releases do, into chunks of about 4 to 7. Fewer "
-                    "need "
-                    "less memory.",
+                    "need less memory.",
                 ),
                 io.Combo.Input(
                     "seams",

@@ -128,8 +128,7 @@ class Interpolate(io.ComfyNode):
             display_name="FusionFrames Interpolate",
             category="FusionFrames/interpolation",
             description="Fills three new frames into every gap: T frames become 4T - 3, or 16T - 15 with two passes. "
-            "The "
-            "frames you give stay as they are.",
+            "The frames you give stay as they are.",
             search_aliases=[*ALIASES, "inbetween"],
             inputs=[
                 *_inputs(),
@@ -188,8 +187,7 @@ class MaskedInterpolate(io.ComfyNode):
             display_name="FusionFrames Masked Interpolate",
             category="FusionFrames/interpolation",
             description="Makes the frames that the latent's noise mask marks with 1 from their known neighbours. Gaps "
-            "may "
-            "have any length; known frames stay as they are. First and last frame must be known.",
+            "may have any length; known frames stay as they are. First and last frame must be known.",
             search_aliases=[*ALIASES, "inbetween", "masked frame interpolation"],
             inputs=[*_inputs(), _text_input()],
             outputs=[io.Latent.Output(display_name="latent")],

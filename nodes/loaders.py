@@ -27,16 +27,14 @@ class LoadModel(io.ComfyNode):
             display_name="FusionFrames Load Model",
             category="FusionFrames/loaders",
             description="Loads a FusionFrames (Kandinsky Video 1.0 or 1.1) U-Net: the one that samples keyframes or "
-            "the "
-            "one that interpolates between them. Which one it is, is found from the file.",
+            "the one that interpolates between them. Which one it is, is found from the file.",
             search_aliases=ALIASES,
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=file_names("diffusion_models"),
                     tooltip="File in models/diffusion_models, .safetensors or the authors' .pt. The demo files come "
-                    "with "
-                    "the pack.",
+                    "with the pack.",
                 ),
                 dtype_input("what suits the device, as in core's loaders"),
             ],
@@ -76,8 +74,7 @@ class LoadTextEncoder(io.ComfyNode):
                     "text_encoder_name",
                     options=file_names("text_encoders"),
                     tooltip="File in models/text_encoders; of a model in several files choose any one. spiece.model "
-                    "must "
-                    "be in the same folder.",
+                    "must be in the same folder.",
                 ),
                 io.Combo.Input(
                     "projection_name",
@@ -109,8 +106,7 @@ class LoadTextEncoder(io.ComfyNode):
         if not tokenizer.is_file():
             raise CheckpointError(
                 f"text_encoder_name expected {TOKENIZER_NAME} beside '{path.name}' in '{path.parent}', found none: "
-                "take "
-                "it from huggingface.co/google/flan-ul2"
+                "take it from huggingface.co/google/flan-ul2"
             )
         return io.NodeOutput(load_clip(weights, projection, Tokenizer(tokenizer), DTYPES[weight_dtype]))
 
@@ -133,8 +129,7 @@ class LoadMoVQ(io.ComfyNode):
                     "vae_name",
                     options=file_names("vae"),
                     tooltip="File in models/vae: movq or video_movq. Ordinary Stable Diffusion autoencoders belong "
-                    "into "
-                    "core's Load VAE.",
+                    "into core's Load VAE.",
                 )
             ],
             outputs=[io.Vae.Output(display_name="vae", tooltip="8 x 8 pixels per latent position (demo: 4 x 4).")],

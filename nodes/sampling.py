@@ -49,8 +49,7 @@ class KeyframeSampler(io.ComfyNode):
             display_name="FusionFrames Keyframe Sampler",
             category="FusionFrames/sampling",
             description="Samples the keyframes exactly as the loaded release does: schedule, guidance, thresholding "
-            "and "
-            "noise. With release 1.1, one keyframe and no first frame it draws a picture from text.",
+            "and noise. With release 1.1, one keyframe and no first frame it draws a picture from text.",
             search_aliases=ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="Keyframe U-Net from FusionFrames Load Model."),
@@ -151,8 +150,7 @@ class _Job:
         if any(side % multiple for side in self.size):
             raise InputError(
                 f"latent expected sides that are multiples of {multiple}, got {list(self.size)}: choose width and "
-                "height "
-                f"as multiples of {multiple} latent positions"
+                f"height as multiples of {multiple} latent positions"
             )
 
     def run(self, seed: int, stream: int, report: StepReport) -> Run:

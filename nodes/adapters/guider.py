@@ -23,8 +23,7 @@ class TextImageGuider(CFGGuider):
         if network.config.family != "1.1":
             raise InputError(
                 "model expected a keyframe U-Net of release 1.1, got release 1.0, which reads no first frame: use "
-                "core's "
-                "CFGGuider with cfg = guidance_scale + 1"
+                "core's CFGGuider with cfg = guidance_scale + 1"
             )
         super().__init__(model)
         self.guidance_scale, self.image_guidance = guidance_scale, image_guidance

@@ -56,8 +56,7 @@ def latent_frames(latent: Mapping[str, Any], node_input: str) -> Tensor:
     if not torch.isfinite(samples).all():
         raise InputError(
             f"{node_input} expected numbers, got a latent with NaN or infinite values: run the step that made it "
-            "again, "
-            "in float32 or bfloat16"
+            "again, in float32 or bfloat16"
         )
     return samples.movedim(1, 2).float()
 

@@ -251,8 +251,7 @@ def require_stage(config: UNetConfig, stage: str, node_input: str) -> None:
         }
         raise InputError(
             f"{node_input} expected the {stage} U-Net, got the {config.stage} U-Net of release {config.family}: "
-            "connect "
-            f"that one to {use[config.stage]}"
+            f"connect that one to {use[config.stage]}"
         )
 
 
@@ -261,8 +260,7 @@ def require_frame(where: str, first_frame: Tensor, clips: int, size: tuple[int, 
     if tuple(first_frame.shape[-2:]) != size:
         raise InputError(
             f"{where} expected a first frame of the latent's size {list(size)}, got {list(first_frame.shape[-2:])}: "
-            "use "
-            "the latent that FusionFrames Image to Video returns"
+            "use the latent that FusionFrames Image to Video returns"
         )
     if first_frame.shape[0] not in (1, clips):
         raise InputError(
