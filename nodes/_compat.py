@@ -12,6 +12,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.ops
+import comfy.sample
 import comfy.samplers
 import comfy.sd
 import comfy.supported_models_base
@@ -128,8 +129,6 @@ def preview_callback(model: Any, steps: int) -> Callable[[int, Tensor, Tensor, i
 
 def resize_empty(model: Any, latent: dict[str, Any]) -> Tensor:
     """Fit an all-zero latent to a model's channels and pixel factor, as core's own samplers do."""
-    import comfy.sample
-
     names = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
     ratios = {"downscale_ratio_spacial": latent.get("downscale_ratio_spacial")}
     return comfy.sample.fix_empty_latent_channels(

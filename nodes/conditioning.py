@@ -6,12 +6,13 @@ from torch import Tensor
 from ..ff_kernels.errors import InputError
 from ..ff_kernels.models.text_encoder import null_context
 from ..ff_kernels.pictures import fit_covering, to_rgb
+from ..ff_kernels.sampling.schedule import TRAIN_STEPS
 from ..ff_kernels.tokenizer import MAX_TOKENS
 from ._api import io, ui
 from ._compat import mm, show_text
 from .adapters.clip import KEY, CoreTextModel
 from .adapters.latent import CHANNELS, FIRST_FRAME, MOTION_SCORE, NOISE_LEVEL, NULL, Conditioning, with_values
-from .adapters.vae import MoVQVAE
+from .adapters.vae import movq_of
 from .widgets import ALIASES
 
 # Pixels per latent position and side, in both releases.
@@ -27,7 +28,7 @@ PRESETS = {
 }
 # Latent sides must be multiples of this: the released U-Nets halve them three times.
 SIDE_MULTIPLE = 8
-NOISE_MAX = 999
+NOISE_MAX = TRAIN_STEPS - 1
 MOTION = {"1: still": 1, "10: slow": 10, "50: medium": 50, "100: fast": 100}
 
 
@@ -64,12 +65,6 @@ def check_size(width: int, height: int, factor: int) -> None:
         if value < multiple or value % multiple:
             near = max(1, round(value / multiple)) * multiple
             raise InputError(f"{name} expected a multiple of {multiple} pixels, got {value}: take {near}")
-
-
-def _factor(vae: object) -> int:
-    if not isinstance(vae, MoVQVAE):
-        raise InputError(f"vae expected a MoVQ, got {type(vae).__name__}: load one with FusionFrames Load MoVQ")
-    return vae.movq.config.factor
 
 
 class TextEncode(io.ComfyNode):
@@ -183,7 +178,7 @@ class EmptyLatent(io.ComfyNode):
     ) -> io.NodeOutput:
         """Make the latent."""
         width, height, factor = PRESETS[preset] or (width, height, FACTOR)
-        factor = _factor(vae) if vae is not None else factor
+        factor = movq_of(vae).movq.config.factor if vae is not None else factor
         check_size(width, height, factor)
         latent = empty_latent(width, height, keyframes, factor)
         # Samplers fit an empty latent to a model of another factor by this key; one made for a MoVQ fits already.
@@ -262,7 +257,7 @@ class ImageToVideo(io.ComfyNode):
                 f"noise_augmentation expected 0 to {NOISE_MAX} diffusion steps, got {noise_augmentation}: the release "
                 "uses 20"
             )
-        factor = _factor(vae)
+        factor = movq_of(vae).movq.config.factor
         check_size(width, height, factor)
         frames = torch.stack([fit_covering(to_rgb(picture, "image"), width, height) for picture in image])
         # Pictures are stills of clips of their own: encoded one by one, they never share the time axis.

@@ -13,7 +13,7 @@ from ..ff_kernels.pictures import to_rgb
 from ._api import io
 from ._compat import check_interrupted, mm, progress_bar
 from .adapters.latent import latent_frames
-from .adapters.vae import MoVQVAE
+from .adapters.vae import movq_of
 from .widgets import ALIASES
 
 AS_RELEASED, BLENDED = "as released", "blended"
@@ -63,13 +63,8 @@ class MoVQDecode(io.ComfyNode):
         cls, vae: Any, latent: dict[str, Any], frames_per_chunk: int = 0, seams: str = AS_RELEASED
     ) -> io.NodeOutput:
         """Decode."""
-        if not isinstance(vae, MoVQVAE):
-            raise InputError(
-                f"vae expected a MoVQ, got {type(vae).__name__}: load one with FusionFrames Load MoVQ, or use VAE "
-                "Decode"
-            )
+        movq = movq_of(vae, ", or use VAE Decode").movq
         clips = latent_frames(latent, "latent")
-        movq = vae.movq
         is_video = movq.config.is_video
         chunk = frames_per_chunk or None
         largest = chunk or chunk_sizes(clips.shape[1])[0]

@@ -15,7 +15,7 @@ from .adapters.latent import Conditioning, as_latent, latent_frames
 from .adapters.model import CoreModel, EngineView, network_of
 from .adapters.progress import StepReport
 from .adapters.text import text_of
-from .widgets import ALIASES, STEPS_MAX, check_steps, seed_input
+from .widgets import ALIASES, check_steps, seed_input, steps_input
 
 
 def _inputs() -> list[Any]:
@@ -23,13 +23,7 @@ def _inputs() -> list[Any]:
         io.Model.Input("model", tooltip="Interpolation U-Net from FusionFrames Load Model."),
         io.Latent.Input("latent", tooltip="Frames [B, 4, T, h, w] of MoVQ; they pass through bit for bit."),
         seed_input(),
-        io.Int.Input(
-            "steps",
-            default=50,
-            min=1,
-            max=STEPS_MAX,
-            tooltip="Sampling steps of each pass, 1 to 1000; release 1.0 and the demo use 50, release 1.1 uses 10.",
-        ),
+        steps_input("Sampling steps of each pass, 1 to 1000; release 1.0 and the demo use 50, release 1.1 uses 10."),
         io.Float.Input(
             "guidance_scale",
             default=0.25,
@@ -49,7 +43,7 @@ def _text_input() -> Any:
 
 
 class _Passes:
-    """Interpolation passes over the network of a MODEL."""
+    """Interpolation passes over the network of a MODEL, loaded and checked."""
 
     def __init__(
         self,
@@ -77,6 +71,9 @@ class _Passes:
                 "frames of "
                 f"another size"
             )
+
+        gaps = [2 * frames.shape[0], 3 * frames.shape[2], frames.shape[1], *frames.shape[-2:]]
+        mm.load_models_gpu([model], memory_required=model.memory_required(gaps))
 
     def __call__(self, frames: Tensor, passes: int) -> Tensor:
         """Return ``[B, T', 4, h, w]`` of ``[B, T, 4, h, w]``."""
@@ -110,11 +107,6 @@ def _text(network: EngineView, core: CoreModel, positive: Conditioning | None, c
     if positive is None:
         raise InputError("positive expected a prompt for release 1.1, got none: connect FusionFrames Text Encode")
     return text_of(positive, core.null_embedding, network.config.context_dim, clips, "positive", like)
-
-
-def _load(model: Any, frames: Tensor) -> None:
-    gaps = [2 * frames.shape[0], 3 * frames.shape[2], frames.shape[1], *frames.shape[-2:]]
-    mm.load_models_gpu([model], memory_required=model.memory_required(gaps))
 
 
 class Interpolate(io.ComfyNode):
@@ -171,7 +163,6 @@ class Interpolate(io.ComfyNode):
                 f"latent expected two or more frames to interpolate between, got {frames.shape[1]}: sample or encode "
                 "more"
             )
-        _load(model, frames)
         run = _Passes(model, frames, positive, seed=seed, steps=steps, guidance_scale=guidance_scale, stages=passes)
         return io.NodeOutput(as_latent(run(frames, passes), latent), float(fps * 4**passes))
 
@@ -212,6 +203,5 @@ class MaskedInterpolate(io.ComfyNode):
         frames = latent_frames(latent, "latent")
         missing = frame_mask(latent["noise_mask"], frames.shape[1])
         stages = sum(run.passes for run in find_missing_runs(missing))
-        _load(model, frames)
         run = _Passes(model, frames, positive, seed=seed, steps=steps, guidance_scale=guidance_scale, stages=stages)
         return io.NodeOutput(as_latent(fill_missing(frames, missing, run), latent))

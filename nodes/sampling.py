@@ -32,7 +32,7 @@ from .adapters.model import (
 )
 from .adapters.progress import StepReport
 from .adapters.text import text_of
-from .widgets import ALIASES, check_steps, seed_input, steps_input
+from .widgets import ALIASES, check_steps, guidance_input, image_guidance_input, seed_input, steps_input
 
 # Release 1.0 spreads 180 time units over the keyframes.
 MAX_FRAMES_V10 = 180
@@ -60,23 +60,11 @@ class KeyframeSampler(io.ComfyNode):
                 ),
                 seed_input(),
                 steps_input(),
-                io.Float.Input(
-                    "guidance_scale",
-                    default=5.0,
-                    min=0.0,
-                    max=50.0,
-                    step=0.1,
-                    tooltip="Text guidance w; the releases use 5. Text alone is mixed as (w + 1) * positive - w * "
-                    "negative, so core's cfg is w + 1. The demo model wants 2.",
+                guidance_input(
+                    "Text guidance w; the releases use 5. Text alone is mixed as (w + 1) * positive - w * negative, so "
+                    "core's cfg is w + 1. The demo model wants 2."
                 ),
-                io.Float.Input(
-                    "image_guidance",
-                    default=2.0,
-                    min=0.0,
-                    max=50.0,
-                    step=0.1,
-                    tooltip="Weight of the first frame, release 1.1 only; the release uses 2.",
-                ),
+                image_guidance_input("Weight of the first frame, release 1.1 only; the release uses 2."),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="Keyframes [B, 4, T, h, w]")],
         )
@@ -217,9 +205,7 @@ class Schedule(io.ComfyNode):
         network, _ = network_of(model, "keyframe", "model")
         is_v10 = network.config.family == "1.0"
         schedule = make_schedule_v10(steps) if is_v10 else make_schedule_v11(steps, "leading")
-        signal = schedule.signal.double()
-        sigmas = (1 - signal.square()).sqrt() / signal
-        return io.NodeOutput(torch.cat([sigmas, sigmas.new_zeros(1)]).float())
+        return io.NodeOutput(schedule.sigmas.float())
 
 
 class DDPM(io.ComfyNode):
@@ -262,22 +248,8 @@ class DualGuider(io.ComfyNode):
                 io.Model.Input("model", tooltip="Keyframe U-Net of release 1.1."),
                 io.Conditioning.Input("positive", tooltip="From FusionFrames Image to Video."),
                 io.Conditioning.Input("negative", tooltip="From FusionFrames Image to Video."),
-                io.Float.Input(
-                    "guidance_scale",
-                    default=5.0,
-                    min=0.0,
-                    max=50.0,
-                    step=0.1,
-                    tooltip="Text guidance w; the release uses 5.",
-                ),
-                io.Float.Input(
-                    "image_guidance",
-                    default=2.0,
-                    min=0.0,
-                    max=50.0,
-                    step=0.1,
-                    tooltip="First-frame guidance wi; the release uses 2.",
-                ),
+                guidance_input("Text guidance w; the release uses 5."),
+                image_guidance_input("First-frame guidance wi; the release uses 2."),
             ],
             outputs=[io.Guider.Output(display_name="guider")],
         )

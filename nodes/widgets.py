@@ -1,12 +1,13 @@
 """Widgets and words that several nodes share."""
 
 from ..ff_kernels.errors import InputError
+from ..ff_kernels.sampling.schedule import TRAIN_STEPS
 from ._api import io
 from ._compat import DTYPES
 
 ALIASES = ["kandinsky", "kandinsky video", "movq", "text to video", "frame interpolation"]
 SEED_MAX = 0xFFFFFFFFFFFFFFFF
-STEPS_MAX = 1000
+STEPS_MAX = TRAIN_STEPS
 
 
 def dtype_input(default: str) -> io.Combo.Input:
@@ -34,11 +35,19 @@ def seed_input() -> io.Int.Input:
     )
 
 
-def steps_input() -> io.Int.Input:
-    """Return the widget for sampling steps of the keyframes."""
-    return io.Int.Input(
-        "steps", default=50, min=1, max=STEPS_MAX, tooltip="Sampling steps, 1 to 1000; the releases use 50."
-    )
+def steps_input(tooltip: str = "Sampling steps, 1 to 1000; the releases use 50.") -> io.Int.Input:
+    """Return the widget for sampling steps."""
+    return io.Int.Input("steps", default=50, min=1, max=STEPS_MAX, tooltip=tooltip)
+
+
+def guidance_input(tooltip: str) -> io.Float.Input:
+    """Return the widget for the text guidance of keyframes."""
+    return io.Float.Input("guidance_scale", default=5.0, min=0.0, max=50.0, step=0.1, tooltip=tooltip)
+
+
+def image_guidance_input(tooltip: str) -> io.Float.Input:
+    """Return the widget for the weight of the first frame."""
+    return io.Float.Input("image_guidance", default=2.0, min=0.0, max=50.0, step=0.1, tooltip=tooltip)
 
 
 def check_steps(steps: int) -> None:

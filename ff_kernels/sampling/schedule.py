@@ -47,6 +47,12 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.draws_noise)
 
+    @property
+    def sigmas(self) -> Tensor:
+        """``[S + 1]`` float64 ratios noise / signal, closed by 0, for a host that counts in them."""
+        signal = self.signal.double()
+        return torch.cat([(1 - signal.square()).sqrt() / signal, signal.new_zeros(1)])
+
 
 @dataclass(frozen=True)
 class PosteriorTables:
@@ -200,8 +206,8 @@ def _schedule_of_levels(
     )
 
 
-def told_levels(family: str, steps: int = 50) -> Tensor:
-    """Return the signal level of every timestep that a ``steps``-step keyframe run can tell the network.
+def told_sigmas(family: str, steps: int = 50) -> Tensor:
+    """Return the noise level of every timestep that a ``steps``-step keyframe run can tell the network.
 
     A host with samplers of its own needs the levels between the steps as well. The table ends at the noisiest
     step the release takes: beyond it an eps-prediction has no signal left to divide by.
@@ -211,21 +217,21 @@ def told_levels(family: str, steps: int = 50) -> Tensor:
         steps: steps of the run whose own timesteps are met exactly, a divisor of 1000.
 
     Returns:
-        ``[1001 - 1000 // steps]`` float64 cumulative alphas; entry t belongs to timestep t.
+        ``[1001 - 1000 // steps]`` float64 ratios noise / signal, rising; entry t belongs to timestep t.
     """
     _check_steps(steps)
     stride = TRAIN_STEPS // steps
     if family == "1.1":
         betas = zero_terminal_betas(cosine_betas(TRAIN_STEPS))
-        return torch.cumprod(1 - betas.double(), dim=0)[: TRAIN_STEPS - stride + 1]
+        bars = torch.cumprod(1 - betas.double(), dim=0)[: TRAIN_STEPS - stride + 1]
+        return ((1 - bars) / bars).sqrt()
     # Release 1.0: timestep i * stride has the noise of the native table, in between its logarithm is interpolated.
     bars = torch.cumprod(1 - cosine_betas(steps).double(), dim=0)
     log_sigma = 0.5 * torch.log((1 - bars) / bars)
     places = torch.arange(TRAIN_STEPS - stride + 1, dtype=torch.float64) / stride
     low = places.floor().long()
     high = (low + 1).clamp(max=steps - 1)
-    sigma = torch.exp(torch.lerp(log_sigma[low], log_sigma[high], places - low))
-    return 1 / (1 + sigma.square())
+    return torch.exp(torch.lerp(log_sigma[low], log_sigma[high], places - low))
 
 
 def _check_steps(steps: int) -> None:

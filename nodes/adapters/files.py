@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...ff_kernels.checkpoints.detection import NAMES, NULL_KEY, Kind, detect
 from ...ff_kernels.checkpoints.loading import check_contents, load_projection
-from ...ff_kernels.checkpoints.reading import latent_space, read_contents, whole_of
+from ...ff_kernels.checkpoints.reading import Contents, latent_space, read_contents, whole_of
 from ...ff_kernels.errors import CheckpointError
 from ...ff_kernels.models.configs import LatentSpace
 from ...ff_kernels.models.text_encoder import TextProjection
@@ -57,6 +57,14 @@ class Weights:
         return sum(tensor.numel() for tensor in self.tensors.values())
 
 
+def _open(path: Path, node_input: str) -> tuple[Contents, Kind]:
+    try:
+        contents = read_contents(whole_of(path))
+        return contents, detect(contents)
+    except CheckpointError as error:
+        raise CheckpointError(f"{node_input}: {error}") from error
+
+
 def open_weights(path: Path, stages: Sequence[str], node_input: str) -> Weights:
     """Open a file that must be one of ``stages``; any shard stands for its whole set.
 
@@ -68,11 +76,7 @@ def open_weights(path: Path, stages: Sequence[str], node_input: str) -> Weights:
     Raises:
         CheckpointError: naming the input, what was expected, what was found and which node wants it.
     """
-    try:
-        contents = read_contents(whole_of(path))
-        kind = detect(contents)
-    except CheckpointError as error:
-        raise CheckpointError(f"{node_input}: {error}") from error
+    contents, kind = _open(path, node_input)
     if kind.stage not in stages:
         wanted = " or ".join(NAMES[stage] for stage in stages)
         raise CheckpointError(
@@ -90,11 +94,7 @@ def open_projection(path: Path, node_input: str) -> TextProjection:
     Raises:
         CheckpointError: if the file holds none.
     """
-    try:
-        contents = read_contents(whole_of(path))
-        kind = detect(contents)
-    except CheckpointError as error:
-        raise CheckpointError(f"{node_input}: {error}") from error
+    contents, kind = _open(path, node_input)
     projection = load_projection(contents)
     if projection is None:
         raise CheckpointError(

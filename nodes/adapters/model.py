@@ -14,7 +14,8 @@ from ...ff_kernels.models.keyframe_unet import KeyframeUNet, keyframe_positions
 from ...ff_kernels.models.unet import UNet
 from ...ff_kernels.sampling.noise import KEYFRAMES, SeededNoise, stage_seeds
 from ...ff_kernels.sampling.samplers import add_noise, clip_to_quantile, clip_to_range
-from ...ff_kernels.sampling.schedule import make_schedule_v11, told_levels
+from ...ff_kernels.sampling.schedule import make_schedule_v11, told_sigmas
+from ...ff_kernels.settings import Settings
 from .._compat import (
     EPS,
     BaseModel,
@@ -36,16 +37,20 @@ from .text import context_of
 # Core multiplies it with latent positions to guess what to free. Not measured on a GPU yet: half more than core's
 # default of 2, because activations are wide before the first halving.
 MEMORY_USAGE_FACTOR = 3.0
-DEFAULT_MOTION_SCORE = 10
-DEFAULT_NOISE_LEVEL = 20
+DEFAULT_MOTION_SCORE = Settings.motion_score
+DEFAULT_NOISE_LEVEL = Settings.noise_level
 
 
-class CoreKeyframeUNet(KeyframeUNet):
-    """Keyframe U-Net with the call core makes; ``engine`` gives the call our own samplers make."""
+class _InCore:
+    """A U-Net that knows its dtype, which core asks it for."""
 
     def __init__(self, config: UNetConfig, *, dtype: torch.dtype, device: Any = None, operations: Any = None) -> None:
         super().__init__(config, operations=operations, device=device, dtype=dtype)
         self.dtype = dtype
+
+
+class CoreKeyframeUNet(_InCore, KeyframeUNet):
+    """Keyframe U-Net with the call core makes; ``EngineView`` gives the call our own samplers make."""
 
     def forward(
         self,
@@ -81,12 +86,8 @@ class CoreKeyframeUNet(KeyframeUNet):
         return out.unflatten(0, (B, T)).transpose(1, 2)
 
 
-class CoreInterpolationUNet(InterpolationUNet):
+class CoreInterpolationUNet(_InCore, InterpolationUNet):
     """Interpolation U-Net in core's care; only our own sampler calls it, gap by gap."""
-
-    def __init__(self, config: UNetConfig, *, dtype: torch.dtype, device: Any = None, operations: Any = None) -> None:
-        super().__init__(config, operations=operations, device=device, dtype=dtype)
-        self.dtype = dtype
 
 
 class EngineView:
@@ -106,9 +107,9 @@ class KeyframeSampling(ModelSamplingDiscrete, EPS):
 
     def __init__(self, family: str) -> None:
         torch.nn.Module.__init__(self)
-        levels = told_levels(family)
-        self.sigma_data, self.num_timesteps = 1.0, len(levels)
-        self.set_sigmas(((1 - levels) / levels).sqrt())
+        sigmas = told_sigmas(family)
+        self.sigma_data, self.num_timesteps = 1.0, len(sigmas)
+        self.set_sigmas(sigmas)
 
     def percent_to_sigma(self, percent: float) -> float:
         """Return the noise level after a share of the run; core's own assumes a table of 1000."""

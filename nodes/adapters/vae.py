@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...ff_kernels.checkpoints.loading import cast_tensors
 from ...ff_kernels.decoding import chunk_sizes, decode
-from ...ff_kernels.errors import ShapeError
+from ...ff_kernels.errors import InputError, ShapeError
 from ...ff_kernels.models.movq import MoVQ
 from .._compat import (
     CoreVAE,
@@ -103,6 +103,19 @@ class MoVQVAE(CoreVAE):
     def movq(self) -> MoVQ:
         """The engine's network."""
         return self.first_stage_model.movq
+
+
+def movq_of(vae: Any, otherwise: str = "") -> MoVQVAE:
+    """Return a VAE that is ours.
+
+    Raises:
+        InputError: naming what it is instead, and ``otherwise`` what else could be done.
+    """
+    if not isinstance(vae, MoVQVAE):
+        raise InputError(
+            f"vae expected a MoVQ, got {type(vae).__name__}: load one with FusionFrames Load MoVQ{otherwise}"
+        )
+    return vae
 
 
 def _patcher(weights: Weights, disable_dynamic: bool = False) -> Any:
