@@ -19,3 +19,7 @@ class CheckpointError(FusionFramesError, ValueError):
 
 class OutputError(FusionFramesError, OSError):
     """A result could not be written; nothing half-written is left behind."""
+
+
+class NoBackendError(FusionFramesError, RuntimeError):
+    """No implementation of an operation may run, or the one asked for refuses."""

@@ -17,15 +17,11 @@ from .models.keyframe_unet import KeyframeUNet, keyframe_positions
 from .models.text_encoder import NULL_TOKENS_V10, null_context
 from .models.unet import UNet
 from .sampling.gaps import join_gaps, split_gaps
-from .sampling.guidance import Predict, guided, mix_text, mix_text_image
+from .sampling.guidance import Predict, in_turn, text_image_weights, text_weights
 from .sampling.noise import Noise
 from .sampling.samplers import (
     Callback,
     add_noise,
-    clip_to_quantile,
-    clip_to_range,
-    denoised_from_eps,
-    denoised_from_v,
     sample_ddpm,
 )
 from .sampling.schedule import make_schedule_v10, make_schedule_v11
@@ -90,7 +86,6 @@ def _branches(
     texts: list[Text],
     prepare: Callable[[Text, list[int]], Conditions],
     inputs: Callable[[Tensor], list[Tensor]],
-    mix: Callable[..., Tensor],
     stacked: bool,
 ) -> Predict:
     dtype = texts[0].context.dtype
@@ -101,9 +96,9 @@ def _branches(
 
     if stacked:
         everything = prepare(Text.stack(texts), list(range(len(texts))))
-        return guided([lambda x, step: call(inputs(x), everything, step)], mix, [len(texts)])
+        return lambda x, step: call(inputs(x), everything, step)
     runs = [(i, prepare(text, [i])) for i, text in enumerate(texts)]
-    return guided([lambda x, step, i=i, c=c: call([inputs(x)[i]], c, step) for i, c in runs], mix, [1] * len(texts))
+    return in_turn([lambda x, step, i=i, c=c: call([inputs(x)[i]], c, step) for i, c in runs])
 
 
 def sample_keyframes_v10(
@@ -152,13 +147,11 @@ def sample_keyframes_v10(
         [text, unconditional],
         prepare,
         lambda x: [x, x],
-        lambda cond, null: mix_text(cond, null, guidance_scale),
         run.stacked,
     )
     x = run.noise.normal((clips * num_frames, unet.config.latent_channels, *size)).to(device)
-    x = sample_ddpm(
-        predict, x, schedule, run.noise, denoise=denoised_from_eps, clip=clip_to_quantile, callback=run.callback
-    )
+    weights = text_weights(guidance_scale)
+    x = sample_ddpm(predict, x, schedule, run.noise, weights=weights, clip="quantile", callback=run.callback)
     return x.unflatten(0, (clips, num_frames))
 
 
@@ -192,13 +185,10 @@ def sample_picture_v11(
         [text, unconditional],
         prepare,
         inputs,
-        lambda cond, null: mix_text(cond, null, guidance_scale),
         run.stacked,
     )
     x = run.noise.normal((clips, unet.config.latent_channels, *size)).to(device)
-    return sample_ddpm(
-        predict, x, schedule, run.noise, denoise=denoised_from_eps, clip=clip_to_range, callback=run.callback
-    )
+    return sample_ddpm(predict, x, schedule, run.noise, weights=text_weights(guidance_scale), callback=run.callback)
 
 
 def sample_keyframes_v11(
@@ -225,8 +215,8 @@ def sample_keyframes_v11(
         first_frame: ``[B, 4, h, w]`` latents of the first frames.
         run: noise source, branch order, callback.
         num_frames: T; the release was trained on 12.
-        guidance_scale: w of ``mix_text_image``.
-        image_guidance: wi of ``mix_text_image``.
+        guidance_scale: w of ``text_image_weights``.
+        image_guidance: wi of ``text_image_weights``.
         motion_score: 1 (still) .. 100.
         noise_level: diffusion steps of noise added to the first frame, 0 .. 999; the release uses 20.
         uniform_noise: add uniform 0..1 noise as the release does; False adds normal noise, which is what the
@@ -271,12 +261,10 @@ def sample_keyframes_v11(
         [text, unconditional, unconditional],
         prepare,
         inputs,
-        lambda both, image, none: mix_text_image(both, image, none, guidance_scale, image_guidance),
         run.stacked,
     )
-    x = sample_ddpm(
-        predict, x, schedule, run.noise, denoise=denoised_from_eps, clip=clip_to_range, callback=run.callback
-    )
+    weights = text_image_weights(guidance_scale, image_guidance)
+    x = sample_ddpm(predict, x, schedule, run.noise, weights=weights, callback=run.callback)
     return x.unflatten(0, (clips, num_frames))
 
 
@@ -317,12 +305,12 @@ def interpolate(
     clips, gaps = keyframes.shape[0], keyframes.shape[1] - 1
     if is_v10:
         guidance_scale, steps = _default(guidance_scale, 0.25), _default(steps, 50)
-        schedule, clip = make_schedule_v10(steps), clip_to_quantile
+        schedule, clip = make_schedule_v10(steps), "quantile"
         # Release 1.0: the null text in both branches, two tokens long (paper.md, 5.1).
         text = Text.of(*null_context(null_embedding, clips, NULL_TOKENS_V10))
     else:
         guidance_scale, steps = _default(guidance_scale, 0.5), _default(steps, 10)
-        schedule, clip = make_schedule_v11(steps, "trailing"), clip_to_range
+        schedule, clip = make_schedule_v11(steps, "trailing"), "range"
         if text is None:
             raise InputError("interpolation of release 1.1 expected a prompt, got none: encode one and pass it")
     unconditional = text.unconditional(null_embedding)
@@ -346,11 +334,11 @@ def interpolate(
         [text, unconditional],
         prepare,
         lambda x: [torch.cat([left, x, right], 1), torch.cat([zeros, x, zeros], 1)],
-        lambda cond, null: mix_text(cond, null, guidance_scale),
         run.stacked,
     )
     x = run.noise.normal((clips * gaps, unet.config.out_channels, *keyframes.shape[-2:])).to(left)
-    x = sample_ddpm(predict, x, schedule, run.noise, denoise=denoised_from_v, clip=clip, callback=run.callback)
+    weights = text_weights(guidance_scale)
+    x = sample_ddpm(predict, x, schedule, run.noise, weights=weights, predicted="v", clip=clip, callback=run.callback)
     return join_gaps(keyframes, x)
 
 

@@ -1,11 +1,12 @@
 """Spatial blocks of the U-Nets: conditional norm, residual block, attention block (paper.md, section 3)."""
 
+import torch
 from torch import Tensor, nn
 
 from ..ops import attend, group_norm_mod
 from .conditions import Rows, Step
 from .configs import UNetConfig
-from .layers import Layers
+from .layers import Layers, project, project_maps
 
 
 class ConditionalGroupNorm(nn.Module):
@@ -20,9 +21,11 @@ class ConditionalGroupNorm(nn.Module):
         self.context_mlp = nn.Sequential(nn.SiLU(), layers.linear(config.time_embed_dim, 2 * channels))
 
     def forward(self, x: Tensor, step: Step, activate: bool = False) -> Tensor:
-        """Normalise ``[N, C, H, W]``."""
-        modulation = step.conditions.modulation(self.slot, self.rows, step.index)
-        return group_norm_mod(x, modulation, self.groups, activate=activate)
+        """Normalise ``[N, C, H, W]``, or the first of the N samples."""
+        rows = step.conditions.modulation(self.slot, step.index)
+        if len(x) < step.conditions.samples:
+            rows = rows[: len(rows) * len(x) // step.conditions.samples]
+        return group_norm_mod(x, rows, self.groups, cyclic=self.rows == "position", activate=activate)
 
 
 class ConvBlock(nn.Module):
@@ -36,6 +39,7 @@ class ConvBlock(nn.Module):
         self.group_norm = ConditionalGroupNorm(layers, config, inputs)
         self.up_sample = layers.double(inputs) if resample == "up" else nn.Identity()
         self.projection = layers.conv(inputs, outputs, kernel)
+        self.is_pointwise = kernel == 1
         self.down_sample = layers.halve(outputs) if resample == "down" else nn.Identity()
 
     def mix_time(self, x: Tensor, step: Step) -> Tensor:
@@ -44,8 +48,15 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Map ``[N, C, H, W]`` to ``[N, C', H', W']``."""
-        x = self.projection(self.up_sample(self.group_norm(x, step, activate=True)))
+        x = self.up_sample(self.group_norm(x, step, activate=True))
+        x = project_maps(self.projection, x) if self.is_pointwise else self.projection(x)
         return self.down_sample(self.mix_time(x, step))
+
+    def add_to(self, residual: Tensor, x: Tensor, step: Step) -> Tensor:
+        """Return ``residual`` plus the block's result."""
+        if self.is_pointwise and type(self).mix_time is ConvBlock.mix_time:
+            return project_maps(self.projection, self.group_norm(x, step, activate=True), residual=residual)
+        return residual + self(x, step)
 
 
 class ResNetBlock(nn.Module):
@@ -70,15 +81,20 @@ class ResNetBlock(nn.Module):
             for i, (width, kernel) in enumerate(zip(widths, (1, 3, 3, 1), strict=True))
         )
         self.shortcut_up_sample = layers.double(inputs) if resample == "up" else nn.Identity()
+        self.has_shortcut_projection = inputs != outputs
         self.shortcut_projection = layers.conv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.shortcut_down_sample = layers.halve(outputs) if resample == "down" else nn.Identity()
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Map ``[N, C, H, W]`` to ``[N, C', H', W']``."""
+        *blocks, last = self.resnet_blocks
         out = x
-        for block in self.resnet_blocks:
+        for block in blocks:
             out = block(out, step)
-        return self.shortcut_down_sample(self.shortcut_projection(self.shortcut_up_sample(x))) + out
+        shortcut = self.shortcut_up_sample(x)
+        if self.has_shortcut_projection:
+            shortcut = project_maps(self.shortcut_projection, shortcut)
+        return last.add_to(self.shortcut_down_sample(shortcut), out, step)
 
 
 class Attention(nn.Module):
@@ -91,10 +107,25 @@ class Attention(nn.Module):
         self.to_key = layers.linear(context_dim, channels, bias=False)
         self.to_value = layers.linear(context_dim, channels, bias=False)
         self.output_layer = layers.linear(channels, channels, bias=False)
+        # Set by folding: one layer to queries, keys and values.
+        self.joint: nn.Module | None = None
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend from ``x`` ``[B, P, D]`` to ``key`` and ``value`` ``[B, L, C]``: ``[B, P, C]``."""
-        return self.output_layer(attend(self.to_query(x), key, value, self.heads, mask))
+    def forward(
+        self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """Attend from ``x`` ``[B, P, D]`` to ``key`` and ``value`` ``[B, L, C]``: ``[B, P, C]`` plus ``residual``."""
+        out = attend(project(self.to_query, x), key, value, self.heads, mask)
+        return project(self.output_layer, out, residual=residual)
+
+    def project_all(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values of ``x`` ``[..., C]`` attending to itself."""
+        if self.joint is not None:
+            return project(self.joint, x).chunk(3, dim=-1)
+        return tuple(project(layer, x) for layer in (self.to_query, self.to_key, self.to_value))
+
+    def to_self(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Attend from ``x`` ``[B, P, C]`` to itself and add ``residual``."""
+        return project(self.output_layer, attend(*self.project_all(x), self.heads), residual=residual)
 
 
 class AttentionPooling(nn.Module):
@@ -122,6 +153,11 @@ def feed_forward(layers: Layers, config: UNetConfig, channels: int) -> nn.Sequen
     )
 
 
+def add_feed_forward(layers: nn.Sequential, residual: Tensor, x: Tensor) -> Tensor:
+    """Return ``residual`` plus the feed-forward of ``x``, both ``[N, C, H, W]``."""
+    return project_maps(layers[2], project_maps(layers[0], x, activate=True), residual=residual)
+
+
 class AttentionBlock(nn.Module):
     """Attention over the positions of a frame (or from them to the text) and a feed-forward, each residual."""
 
@@ -135,17 +171,29 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Map ``[N, C, H, W]`` to the same shape."""
+        x = self._add_text(x, step) if self.is_cross else self._add_positions(x, step)
+        return add_feed_forward(self.feed_forward, x, self.out_norm(x, step))
+
+    def _add_positions(self, x: Tensor, step: Step) -> Tensor:
         tokens = to_tokens(self.in_norm(x, step))  # [N, P, C]
-        if self.is_cross:
-            conditions = step.conditions
+        return to_maps(self.attention.to_self(tokens, to_tokens(x)), x)
+
+    def _add_text(self, x: Tensor, step: Step) -> Tensor:
+        conditions, constant = step.conditions, step.conditions.constants[self.slot]
+        attending = conditions.attending(self.slot)
+        parts = []
+        if attending:
             key, value = conditions.keys_values[self.slot]
-            rows = key.shape[0]
+            first = x[:attending]
             # All frames of a row share its text: one long query per row instead of one text per frame.
-            out = self.attention(tokens.reshape(rows, -1, tokens.shape[2]), key, value, conditions.key_mask)
-        else:
-            out = self.attention(tokens, self.attention.to_key(tokens), self.attention.to_value(tokens))
-        x = x + to_maps(out.reshape(tokens.shape), x)
-        return x + self.feed_forward(self.out_norm(x, step))
+            tokens = to_tokens(self.in_norm(first, step)).reshape(key.shape[0], -1, x.shape[1])  # [A, T * P, C]
+            residual = to_tokens(first).reshape(tokens.shape)
+            out = self.attention(tokens, key, value, conditions.key_mask, residual)
+            parts.append(to_maps(out.reshape(attending, -1, x.shape[1]), x))
+        if len(constant):
+            rest = x[attending:]
+            parts.append(rest + constant.repeat_interleave(len(rest) // len(constant), 0)[:, :, None, None])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class OutLayer(nn.Sequential):

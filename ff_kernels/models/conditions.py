@@ -20,8 +20,11 @@ class Conditions:
     Attributes:
         modulations: per norm, ``[S or 1, rows, 2C]`` scale and shift; S steps. Rows are R for a norm told the
             time, the positions for one told the frame position, N for one told both; empty where unused.
-        keys_values: per cross-attention, keys and values ``[R, L, C]`` of the text.
-        key_mask: ``[R, L]`` booleans, or None where every row uses all L tokens.
+        keys_values: per cross-attention, keys and values ``[A, L, C]`` of the text of the first A rows; the others
+            have one valid token each.
+        constants: per cross-attention, ``[R - A, C]``: what the other rows get from it. The softmax over one token
+            is 1, whatever the query (kernels.md, E8).
+        key_mask: ``[A, L]`` booleans, or None where every row uses all L tokens.
         samples: N.
         num_frames: samples of one clip (keyframes) or gaps of one clip (interpolation).
         is_temporal: False in the image mode of release 1.1, where temporal blocks are skipped.
@@ -30,18 +33,22 @@ class Conditions:
 
     modulations: tuple[Tensor | None, ...]
     keys_values: tuple[tuple[Tensor, Tensor], ...]
+    constants: tuple[Tensor, ...]
     key_mask: Tensor | None
     samples: int
     num_frames: int
     is_temporal: bool = True
     merge: Tensor | None = None
 
-    def modulation(self, slot: int, rows: Rows, step: int) -> Tensor:
-        """Return ``[N, 2C]`` of the norm in ``slot`` at ``step``."""
+    def modulation(self, slot: int, step: int) -> Tensor:
+        """Return the rows of the norm in ``slot`` at ``step``."""
         table = self.modulations[slot]
-        table = table[min(step, table.shape[0] - 1)]
-        share = self.samples // table.shape[0]
-        return table.repeat(share, 1) if rows == "position" else table.repeat_interleave(share, 0)
+        return table[min(step, table.shape[0] - 1)]
+
+    def attending(self, slot: int) -> int:
+        """Return how many of the N samples, from the first on, attend to their text."""
+        attending, constant = self.keys_values[slot][0].shape[0], self.constants[slot].shape[0]
+        return self.samples * attending // (attending + constant)
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,20 @@ def cut_context(context: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
     length = int(mask.any(dim=0).nonzero().max()) + 1
     context, mask = context[:, :length], mask[:, :length]
     return context, None if bool(mask.all()) else mask
+
+
+def count_attending(mask: Tensor | None, rows: int, tokens: int) -> int:
+    """Return how many rows, from the first on, have to attend: all up to the last with more than one valid token.
+
+    Args:
+        mask: ``[R, L]`` of ``cut_context``, or None.
+        rows: R.
+        tokens: L.
+    """
+    if mask is None:
+        return rows if tokens > 1 else 0
+    several = (mask.sum(dim=1) > 1).nonzero()
+    return int(several.max()) + 1 if len(several) else 0
 
 
 def combine_rows(time: Tensor, position: Tensor, frames_per_row: int) -> Tensor:

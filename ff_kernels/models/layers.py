@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ..ops import temporal_conv_class
+from ..ops import linear, temporal_conv_class
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,28 @@ class Layers:
     def parameter(self, *shape: int) -> nn.Parameter:
         """A bare parameter, zero until loaded."""
         return nn.Parameter(torch.zeros(*shape, device=self.device, dtype=self.dtype))
+
+
+def project(layer: nn.Module, x: Tensor, *, residual: Tensor | None = None, activate: bool = False) -> Tensor:
+    """Run a linear layer on tokens ``[..., K]`` and what follows it: ``residual + silu(layer(x))``, each optional.
+
+    A layer of torch's own runs as one operation with what follows. A host's layer may hold its weights anywhere
+    until it is called, so it is called.
+    """
+    if type(layer) is nn.Linear:
+        return linear(x, layer.weight, layer.bias, residual=residual, activate=activate)
+    return _follow(layer(x), residual, activate)
+
+
+def project_maps(layer: nn.Module, x: Tensor, *, residual: Tensor | None = None, activate: bool = False) -> Tensor:
+    """Run a 1x1 convolution on maps ``[N, C, H, W]`` and what follows it, as ``project`` does for tokens."""
+    if type(layer) is not nn.Conv2d:
+        return _follow(layer(x), residual, activate)
+    lines, weight = x.permute(0, 2, 3, 1), layer.weight.flatten(1)  # [N, H, W, C]; no copy for channels-last maps
+    after = None if residual is None else residual.permute(0, 2, 3, 1)
+    return linear(lines, weight, layer.bias, residual=after, activate=activate).permute(0, 3, 1, 2)
+
+
+def _follow(out: Tensor, residual: Tensor | None, activate: bool) -> Tensor:
+    out = F.silu(out) if activate else out
+    return out if residual is None else residual + out

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ShapeError
-from ..ops import attend, attend_over_time, spatial_norm
+from ..ops import attend, attend_over_time, spatial_norm_act
+from ..ops.eager.norm import modulate_by_maps
 from .configs import MoVQConfig
-from .layers import Layers
+from .layers import Layers, project_maps
 
 _EPS = 1e-6
 
@@ -25,10 +26,18 @@ class SpatialNorm(nn.Module):
             self.conv_y = layers.conv(config.z_channels, channels, 1)
             self.conv_b = layers.conv(config.z_channels, channels, 1)
 
-    def forward(self, x: Tensor, latents: Tensor | None = None) -> Tensor:
-        """Normalise ``[N, C, H, W]``; ``latents`` ``[N or 1, z, h, w]`` modulate it where given."""
-        x = self.norm_layer(x)
-        return x if latents is None else spatial_norm(x, self.conv_y(latents), self.conv_b(latents))
+    def forward(self, x: Tensor, latents: Tensor | None = None, activate: bool = False) -> Tensor:
+        """Normalise ``[N, C, H, W]``; ``latents`` ``[N or 1, z, h, w]`` modulate it where given; then SiLU if asked."""
+        norm = self.norm_layer
+        if latents is None:
+            return F.silu(norm(x)) if activate else norm(x)
+        gain, bias = self.conv_y(latents), self.conv_b(latents)
+        if type(norm) is nn.GroupNorm:
+            return spatial_norm_act(
+                x, gain, bias, norm.weight, norm.bias, norm.num_groups, activate=activate, eps=norm.eps
+            )
+        x = modulate_by_maps(norm(x), gain, bias)
+        return F.silu(x) if activate else x
 
 
 class ResnetBlock(nn.Module):
@@ -61,15 +70,15 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, latents: Tensor | None = None, frames: int = 1) -> Tensor:
         """Map ``[N, C, H, W]`` to ``[N, C', H, W]``; ``frames`` is the length of a clip inside N."""
-        h = F.silu(self.norm1(x, latents))
+        h = self.norm1(x, latents, activate=True)
         h = _run_over_time(self.conv1, h, frames) if self.is_3d else self.conv1(h)
         if self.is_temporal:
             h = self._mix(h, self.temporal_projection1, self.temporal_merge1, frames)
-        h = F.silu(self.norm2(h, latents))
+        h = self.norm2(h, latents, activate=True)
         h = _run_over_time(self.conv2, h, frames) if self.is_3d else self.conv2(h)
         if self.is_temporal:
             h = self._mix(h, self.temporal_projection2, self.temporal_merge2, frames)
-        return (self.nin_shortcut(x) if self.has_shortcut else x) + h
+        return project_maps(self.nin_shortcut, x, residual=h) if self.has_shortcut else x + h
 
 
 class TemporalResnetBlock(nn.Module):
@@ -84,8 +93,8 @@ class TemporalResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, latents: Tensor, frames: int) -> Tensor:
         """Map ``[N, C, H, W]`` to the same shape."""
-        h = _run_over_time(self.conv1, F.silu(self.norm1(x, latents)), frames)
-        h = _run_over_time(self.conv2, F.silu(self.norm2(h, latents)), frames)
+        h = _run_over_time(self.conv1, self.norm1(x, latents, activate=True), frames)
+        h = _run_over_time(self.conv2, self.norm2(h, latents, activate=True), frames)
         return x + h
 
 
@@ -105,9 +114,10 @@ class AttnBlock(_Attention):
     def forward(self, x: Tensor, latents: Tensor | None = None) -> Tensor:
         """Map ``[N, C, H, W]`` to the same shape."""
         h = self.norm(x, latents)
-        tokens = (conv(h).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))  # [N, H * W, C]
+        maps = (project_maps(conv, h) for conv in (self.q, self.k, self.v))
+        tokens = (m.flatten(2).transpose(1, 2) for m in maps)  # [N, H * W, C]
         h = attend(*tokens, heads=1).transpose(1, 2).unflatten(2, x.shape[-2:])
-        return x + self.proj_out(h)
+        return project_maps(self.proj_out, h, residual=x)
 
 
 class TemporalAttnBlock(_Attention):
@@ -119,9 +129,10 @@ class TemporalAttnBlock(_Attention):
         # v11_video_movq), so the released weights were trained with the plain norm.
         h = self.norm(x)
         # [N, C, H, W] -> [B, T, H * W, C]
-        tokens = (conv(h).flatten(2).transpose(1, 2).unflatten(0, (-1, frames)) for conv in (self.q, self.k, self.v))
+        maps = (project_maps(conv, h) for conv in (self.q, self.k, self.v))
+        tokens = (m.flatten(2).transpose(1, 2).unflatten(0, (-1, frames)) for m in maps)
         h = attend_over_time(*tokens, heads=1).flatten(0, 1).transpose(1, 2).unflatten(2, x.shape[-2:])
-        return x + self.proj_out(h)
+        return project_maps(self.proj_out, h, residual=x)
 
 
 class Downsample(nn.Module):
@@ -142,9 +153,13 @@ class Upsample(nn.Module):
     def __init__(self, layers: Layers, channels: int) -> None:
         super().__init__()
         self.conv = layers.conv(channels, channels)
+        # Set by folding: both in one.
+        self.doubled: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[N, C, H, W]`` to ``[N, C, 2H, 2W]``."""
+        if self.doubled is not None:
+            return self.doubled(x)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -190,7 +205,7 @@ class Encoder(nn.Module):
             if hasattr(part, "downsample"):
                 x = part.downsample(x)
         x = self.mid.block_2(self.mid.attn_1(self.mid.block_1(x)))
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_out(x, activate=True))
 
 
 class Decoder(nn.Module):
@@ -262,7 +277,7 @@ class Decoder(nn.Module):
                     x = part.temporal_attn[i](x, frames)
             if hasattr(part, "upsample"):
                 x = part.upsample(x)
-        return self.conv_out(F.silu(self.norm_out(x, latents)))
+        return self.conv_out(self.norm_out(x, latents, activate=True))
 
 
 class MoVQ(nn.Module):

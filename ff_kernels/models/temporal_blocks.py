@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from ..ops import attend_over_time
-from .blocks import Attention, ConditionalGroupNorm, ConvBlock, feed_forward, to_maps, to_tokens
+from ..ops import attend_over_time, linear, temporal_conv_class
+from .blocks import Attention, ConditionalGroupNorm, ConvBlock, add_feed_forward, feed_forward, to_maps, to_tokens
 from .conditions import Rows, Step
 from .configs import UNetConfig
-from .layers import Layers
+from .layers import Layers, project
 
 
 def as_clips(x: Tensor, frames: int) -> Tensor:
@@ -17,6 +17,15 @@ def as_clips(x: Tensor, frames: int) -> Tensor:
 def from_clips(clips: Tensor, like: Tensor) -> Tensor:
     """View ``[B, C, T, H * W]`` as ``[B * T, C, H, W]`` with the sides of ``like``."""
     return to_maps(clips.permute(0, 2, 3, 1).flatten(0, 1), like)
+
+
+def run_in_time(conv: nn.Module, x: Tensor, frames: int, residual: Tensor | None = None) -> Tensor:
+    """Run a convolution along time on ``[N, C, H, W]``, N clips of ``frames`` samples, and add ``residual``."""
+    if type(conv) is temporal_conv_class(nn.Conv3d) and conv.kernel_size[0] == 1:
+        lines, after = (None if t is None else t.permute(0, 2, 3, 1) for t in (x, residual))
+        return linear(lines, conv.weight.flatten(1), conv.bias, residual=after).permute(0, 3, 1, 2)
+    out = from_clips(conv(as_clips(x, frames)), x)
+    return out if residual is None else residual + out
 
 
 class TemporalResNetBlock(nn.Module):
@@ -41,11 +50,11 @@ class TemporalResNetBlock(nn.Module):
         """Map ``[N, C, H, W]`` to the same shape."""
         if not step.conditions.is_temporal:
             return x
-        out = x
-        for norm, _, conv in self.temporal_resnet_blocks:
+        out, last = x, len(self.temporal_resnet_blocks) - 1
+        for i, (norm, _, conv) in enumerate(self.temporal_resnet_blocks):
             out = norm(out, step, activate=True)
-            out = from_clips(conv(as_clips(out, step.conditions.num_frames)), x)
-        return x + out
+            out = run_in_time(conv, out, step.conditions.num_frames, residual=x if i == last else None)
+        return out
 
 
 class TemporalSelfAttention(Attention):
@@ -54,11 +63,12 @@ class TemporalSelfAttention(Attention):
     def __init__(self, layers: Layers, config: UNetConfig, channels: int) -> None:
         super().__init__(layers, config, channels, channels, channels)
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
-        """Map ``[N, C, H, W]`` to the same shape."""
+    def forward(self, x: Tensor, frames: int, residual: Tensor | None = None) -> Tensor:
+        """Map ``[N, C, H, W]`` to the same shape, plus ``residual``."""
         clips = to_tokens(x).unflatten(0, (-1, frames))  # [B, T, P, C]
-        out = attend_over_time(self.to_query(clips), self.to_key(clips), self.to_value(clips), self.heads)
-        return to_maps(self.output_layer(out).flatten(0, 1), x)
+        out = attend_over_time(*self.project_all(clips), self.heads)
+        after = None if residual is None else to_tokens(residual)
+        return to_maps(project(self.output_layer, out.flatten(0, 1), residual=after), x)
 
 
 class TemporalAttentionBlock(nn.Module):
@@ -83,8 +93,8 @@ class TemporalAttentionBlock(nn.Module):
         if not step.conditions.is_temporal:
             return x
         in_norm, out_norm = (getattr(self, name) for name in self.norm_names)
-        x = x + self.temporal_attention(in_norm(x, step), step.conditions.num_frames)
-        return x + self.feed_forward(out_norm(x, step))
+        x = self.temporal_attention(in_norm(x, step), step.conditions.num_frames, x)
+        return add_feed_forward(self.feed_forward, x, out_norm(x, step))
 
 
 def merge_time(x: Tensor, mixed: Tensor, weight: Tensor, step: Step) -> Tensor:
@@ -122,8 +132,14 @@ class MergingConvBlockV10(ConvBlock):
         super().__init__(layers, config, channels, kernel, resample)
         self.temporal_merge = layers.parameter(1)
         self.temporal_projection = layers.temporal_conv(channels[1], channels[1])
+        # Set by folding: the convolution with the merge in it.
+        self.folded_time: nn.Module | None = None
 
-    mix_time = TemporalMergeConv.forward
+    def mix_time(self, x: Tensor, step: Step) -> Tensor:
+        """Mix the gaps of a clip."""
+        if self.folded_time is not None:
+            return run_in_time(self.folded_time, x, step.conditions.num_frames)
+        return TemporalMergeConv.forward(self, x, step)
 
 
 class MergingConvBlockV11(ConvBlock):

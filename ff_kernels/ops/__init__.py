@@ -1,7 +1,23 @@
-"""The operations that the networks are made of, each with its formula; torch only, any device and dtype."""
+"""The operations that the networks and the sampler are made of.
 
+Each has a formula in ``eager`` (the specification) and may have faster implementations in ``cpu`` and ``triton``; the
+registry picks one per call.
+"""
+
+from . import cpu as _cpu
 from .attention import attend, attend_over_time
-from .norm import group_norm_mod, spatial_norm
-from .temporal import temporal_conv_class
+from .linear import linear
+from .norm import group_norm_mod, spatial_norm_act
+from .step import sample_step
+from .temporal_conv import temporal_conv_class
 
-__all__ = ["attend", "attend_over_time", "group_norm_mod", "spatial_norm", "temporal_conv_class"]
+__all__ = [
+    "attend",
+    "attend_over_time",
+    "group_norm_mod",
+    "linear",
+    "sample_step",
+    "spatial_norm_act",
+    "temporal_conv_class",
+]
+del _cpu

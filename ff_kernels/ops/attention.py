@@ -1,12 +1,17 @@
-"""Attention over tokens and over time; both are thin views around ``scaled_dot_product_attention``."""
+"""Attention over tokens and over time."""
 
+import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
+
+from .eager import attention as formulas
+from .registry import Cost, Operation, bytes_of
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Multi-head attention ``softmax(q k^T / sqrt(d)) v`` with heads folded into the channels.
+
+    ``scaled_dot_product_attention`` is already one kernel on every device, so this has no backends of its own.
 
     Args:
         query: ``[B, P, C]``.
@@ -25,11 +30,25 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
     return out.transpose(1, 2).reshape(B, P, C)
 
 
+def _cost(query: Tensor, key: Tensor, value: Tensor, heads: int, *, out: Tensor) -> Cost:
+    B, T, P, C = query.shape
+    return Cost(1, 4 * B * P * T * T * C, bytes_of(query, key, value, out))
+
+
+_attend_over_time = Operation(
+    "attend_over_time",
+    "(Tensor query, Tensor key, Tensor value, int heads) -> Tensor",
+    lambda query, key, value, heads: torch.empty_like(query, memory_format=torch.contiguous_format),
+    _cost,
+    formulas.attend_over_time,
+)
+
+
 def attend_over_time(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Attention along time at every latent position (paper, "Temporal Attn1D").
 
     Args:
-        query: ``[B, T, P, C]``; key and value have the same shape.
+        query: ``[B, T, P, C]``; key and value have the same shape and may be slices of one tensor.
         key: see ``query``.
         value: see ``query``.
         heads: number of heads, a divisor of C.
@@ -37,7 +56,4 @@ def attend_over_time(query: Tensor, key: Tensor, value: Tensor, heads: int) -> T
     Returns:
         ``[B, T, P, C]``.
     """
-    B = query.shape[0]
-    query, key, value = (rearrange(t, "b t p (h d) -> (b p) h t d", h=heads) for t in (query, key, value))
-    out = F.scaled_dot_product_attention(query, key, value)  # [B * P, heads, T, C / heads]
-    return rearrange(out, "(b p) h t d -> b t p (h d)", b=B)
+    return _attend_over_time(query, key, value, heads)

@@ -5,54 +5,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..ops import sample_step
+from ..ops.step import Clip, Predicted
 from .guidance import Predict
 from .noise import Noise
 from .schedule import Schedule
 
 # Called after each step with its number from 1, the number of steps and the x0 estimate; True stops the run.
 Callback = Callable[[int, int, Tensor], bool | None]
-# Maps an x0 estimate into the range of latents.
-Clip = Callable[[Tensor], Tensor]
-
-THRESHOLD_V10 = 0.98
 
 
 class Stopped(Exception):  # noqa: N818 (not an error: the caller asked for it)
     """A callback asked to stop; nothing is returned and nothing is left behind."""
-
-
-def clip_to_quantile(denoised: Tensor, ratio: float = THRESHOLD_V10) -> Tensor:
-    """Clip each sample at the larger of 1 and its ``ratio`` quantile, then scale it back to -1..1.
-
-    Args:
-        denoised: ``[N, ...]``; the quantile is taken per sample: per frame for keyframes, per gap for
-            interpolation.
-        ratio: 0..1.
-
-    Source: release 1.0 (dynamic thresholding of Imagen); golden ``v10_pipeline``.
-    """
-    limit = torch.quantile(denoised.flatten(1).abs(), ratio, dim=1).clamp(min=1.0)
-    limit = limit.reshape(-1, *([1] * (denoised.ndim - 1)))
-    return denoised.clamp(-limit, limit) / limit
-
-
-def clip_to_range(denoised: Tensor) -> Tensor:
-    """Clip to -1..1.
-
-    Source: release 1.1 asks diffusers for a 0.995 quantile, whose divisor is limited to 1 and so never acts
-    (paper.md, 5.3); golden ``v11_pipeline``.
-    """
-    return denoised.clamp(-1.0, 1.0)
-
-
-def denoised_from_eps(x: Tensor, eps: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
-    """Return the x0 estimate of a noise prediction: ``(x - noise * eps) / signal``."""
-    return (x - noise * eps) / signal
-
-
-def denoised_from_v(x: Tensor, v: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
-    """Return the x0 estimate of a velocity prediction: ``signal * x - noise * v`` (paper section 4.3)."""
-    return signal * x - noise * v
 
 
 def sample_ddpm(
@@ -61,19 +25,21 @@ def sample_ddpm(
     schedule: Schedule,
     noise: Noise,
     *,
-    denoise: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
-    clip: Clip,
+    weights: tuple[float, ...] = (1.0,),
+    predicted: Predicted = "eps",
+    clip: Clip = "range",
     callback: Callback | None = None,
 ) -> Tensor:
     """Sample from noise to latents (Ho et al. 2020, algorithm 2, with a clipped estimate).
 
     Args:
-        predict: guided network, ``(x, step) -> eps or v`` of the shape of x.
+        predict: network under K stacked guidance branches, ``(x, step) -> [K * N, ...]``.
         x: ``[N, ...]`` standard normal start, float32; its device is where the loop runs.
         schedule: coefficients of every step.
         noise: source of the noise added after each step.
-        denoise: ``denoised_from_eps`` or ``denoised_from_v``.
-        clip: ``clip_to_quantile`` (release 1.0) or ``clip_to_range`` (1.1).
+        weights: K factors of the branches (``text_weights``, ``text_image_weights``).
+        predicted: what the network predicts: "eps", "v", or "denoised", the x0 estimate itself.
+        clip: how the estimate is brought into range: "quantile" (release 1.0), "range" (1.1) or "none".
         callback: called after every step; returning True stops the run.
 
     Returns:
@@ -88,11 +54,9 @@ def sample_ddpm(
     columns = (schedule.signal, schedule.noise, schedule.x0_gain, schedule.x_gain, schedule.noise_gain)
     table = torch.stack(columns, dim=1).to(x.device)
     for step in range(total):
-        signal, level, x0_gain, x_gain, noise_gain = table[step]
-        denoised = clip(denoise(x, predict(x, step).to(x.dtype), signal, level))
-        x = x0_gain * denoised + x_gain * x
-        if schedule.draws_noise[step]:
-            x = x + noise_gain * noise.normal(x.shape).to(x)
+        predictions = predict(x, step)
+        fresh = noise.normal(x.shape).to(x) if schedule.draws_noise[step] else None
+        x, denoised = sample_step(predictions, x, fresh, table[step], weights=weights, predicted=predicted, clip=clip)
         if callback is not None and callback(step + 1, total, denoised):
             raise Stopped(f"stopped after step {step + 1} of {total}")
     return x

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ...ff_kernels.errors import InputError
-from ...ff_kernels.sampling.guidance import mix_text_image
+from ...ff_kernels.ops.eager.step import mix_branches
+from ...ff_kernels.sampling.guidance import text_image_weights
 from ...ff_kernels.sampling.noise import KEYFRAMES, PICTURE, SeededNoise, stage_seeds
 from ...ff_kernels.sampling.samplers import sample_ddpm
 from ...ff_kernels.sampling.schedule import make_schedule_from_sigmas
@@ -57,7 +58,8 @@ class TextImageGuider(CFGGuider):
             timestep,
             options,
         )
-        denoised = mix_text_image(both, image, neither, self.guidance_scale, self.image_guidance)
+        weights = text_image_weights(self.guidance_scale, self.image_guidance)
+        denoised = mix_branches(torch.cat([both, image, neither]), list(weights), both.dtype)
         for function in options.get("sampler_post_cfg_function", []):
             denoised = function(
                 {
@@ -144,8 +146,8 @@ def _sample(
         frames,
         schedule,
         source,
-        denoise=lambda _x, denoised, _signal, _noise: denoised,
-        clip=lambda denoised: denoised,
+        predicted="denoised",
+        clip="none",
         callback=report,
     )
     return (frames * scales[-1]).unflatten(0, (B, T)).transpose(1, 2).to(torch.float32)

@@ -12,8 +12,10 @@ from ...ff_kernels.models.configs import UNetConfig
 from ...ff_kernels.models.interpolation_unet import InterpolationUNet
 from ...ff_kernels.models.keyframe_unet import KeyframeUNet, keyframe_positions
 from ...ff_kernels.models.unet import UNet
+from ...ff_kernels.ops.eager.step import clip_to_quantile, clip_to_range
+from ...ff_kernels.ops.step import THRESHOLD_V10
 from ...ff_kernels.sampling.noise import KEYFRAMES, SeededNoise, stage_seeds
-from ...ff_kernels.sampling.samplers import add_noise, clip_to_quantile, clip_to_range
+from ...ff_kernels.sampling.samplers import add_noise
 from ...ff_kernels.sampling.schedule import make_schedule_v11, told_sigmas
 from ...ff_kernels.settings import Settings
 from .._compat import (
@@ -203,7 +205,12 @@ def clip_denoised(arguments: dict[str, Any]) -> Tensor:
     if arguments["model"].network_config.family == "1.1":
         return clip_to_range(denoised)
     frames = denoised.movedim(2, 1)
-    return clip_to_quantile(frames.flatten(0, 1).float()).unflatten(0, frames.shape[:2]).movedim(1, 2).to(denoised)
+    return (
+        clip_to_quantile(frames.flatten(0, 1).float(), THRESHOLD_V10)
+        .unflatten(0, frames.shape[:2])
+        .movedim(1, 2)
+        .to(denoised)
+    )
 
 
 def load_model(weights: Weights, dtype: torch.dtype | None, disable_dynamic: bool = False) -> Any:

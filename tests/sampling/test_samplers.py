@@ -4,16 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny import draw
 
-from fusionframes.ff_kernels.errors import InputError
-from fusionframes.ff_kernels.sampling.guidance import guided, mix_text, mix_text_image
+from fusionframes.ff_kernels.ops.eager.step import clip_to_quantile, mix_branches
+from fusionframes.ff_kernels.ops.step import THRESHOLD_V10
+from fusionframes.ff_kernels.sampling.guidance import in_turn, text_image_weights, text_weights
 from fusionframes.ff_kernels.sampling.noise import SeededNoise
 from fusionframes.ff_kernels.sampling.samplers import (
     Stopped,
     add_noise,
-    clip_to_quantile,
-    clip_to_range,
-    denoised_from_eps,
-    denoised_from_v,
     sample_ddpm,
 )
 from fusionframes.ff_kernels.sampling.schedule import make_schedule_v10, make_schedule_v11
@@ -48,8 +45,7 @@ def test_sample_ddpm_with_a_perfect_network_ends_at_the_sample(schedule, is_v):
         draw(*TARGET.shape),
         schedule,
         SeededNoise([0]),
-        clip=clip_to_range,
-        denoise=denoised_from_v if is_v else denoised_from_eps,
+        predicted="v" if is_v else "eps",
     )
     assert torch.allclose(out, TARGET, atol=2e-3)
 
@@ -64,8 +60,6 @@ def test_sample_ddpm_callback_sees_every_step_and_stops():
             draw(*TARGET.shape),
             schedule,
             SeededNoise([0]),
-            denoise=denoised_from_eps,
-            clip=clip_to_range,
             callback=lambda i, n, x0: seen.append((i, n, tuple(x0.shape))) or i == stop_at,
         )
 
@@ -80,7 +74,7 @@ def test_sample_ddpm_callback_sees_every_step_and_stops():
 @given(st.floats(0.1, 8), st.integers(0, 10))
 def test_clip_to_quantile_is_per_sample_and_bounded(scale, seed):
     x = draw(2, 4, 3, 3, seed=seed) * torch.tensor([1.0, scale])[:, None, None, None]
-    out = clip_to_quantile(x)
+    out = clip_to_quantile(x, THRESHOLD_V10)
     limits = torch.quantile(x.flatten(1).abs(), 0.98, dim=1).clamp(min=1)
     expected = torch.stack([part.clamp(-limit, limit) / limit for part, limit in zip(x, limits, strict=True)])
     assert torch.equal(out, expected)
@@ -115,27 +109,30 @@ def test_add_noise_is_the_forward_process():
     assert noised.mean().item() == pytest.approx(0.9981142282**0.5, abs=0.01)
 
 
+def mix(weights, *parts):
+    return mix_branches(torch.cat(parts), list(weights), parts[0].dtype)
+
+
 @given(st.floats(0, 10))
-def test_mix_text_of_equal_branches_changes_nothing(scale):
+def test_text_weights_sum_to_one_and_favour_the_text(scale):
     x = draw(2, 3)
-    assert torch.allclose(mix_text(x, x, scale), x, atol=1e-4)
-    assert torch.equal(mix_text(x, -x, 0.0), x)
+    assert torch.allclose(mix(text_weights(scale), x, x), x, atol=1e-4)
+    assert torch.equal(mix(text_weights(0.0), x, -x), x)
 
 
 @given(st.floats(0, 5), st.floats(0, 5))
-def test_mix_text_image_weights_sum_to_one(scale, image):
+def test_text_image_weights_sum_to_one(scale, image):
     x = draw(2, 3)
-    assert torch.allclose(mix_text_image(x, x, x, scale, image), x, atol=1e-4)
-    assert torch.equal(mix_text_image(x, -x, 5 * x, 1.0, 1.0), x)
+    assert torch.allclose(mix(text_image_weights(scale, image), x, x, x), x, atol=1e-4)
+    assert torch.equal(mix(text_image_weights(1.0, 1.0), x, -x, 5 * x), x)
 
 
-def test_guided_stacked_and_sequential_branches_agree():
-    parts = [lambda x, step: x + step, lambda x, step: 2 * x]
-    stacked = guided([lambda x, step: torch.cat([p(x, step) for p in parts])], lambda a, b: mix_text(a, b, 3.0), [2])
-    apart = guided(parts, lambda a, b: mix_text(a, b, 3.0), [1, 1])
-    assert torch.equal(stacked(draw(4, 2), 5), apart(draw(4, 2), 5))
-
-
-def test_guided_wrong_counts_are_refused():
-    with pytest.raises(InputError, match=r"\[1\]"):
-        guided([lambda x, step: x] * 2, mix_text, [1])
+def test_sample_ddpm_stacked_branches_and_branches_in_turn_agree():
+    schedule = make_schedule_v10(4)
+    parts = [lambda x, step: 0.1 * x + step, lambda x, step: 0.2 * x]
+    stacked = lambda x, step: torch.cat([part(x, step) for part in parts])  # noqa: E731
+    runs = [
+        sample_ddpm(predict, draw(4, 2), schedule, SeededNoise([0]), weights=text_weights(3.0))
+        for predict in (stacked, in_turn(parts))
+    ]
+    assert torch.equal(*runs)

@@ -1,0 +1,51 @@
+"""Group normalisation with a modulation that comes from a time vector (U-Nets) or from a latent map (MoVQ)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to compute in: 16-bit numbers are computed in float32 and rounded once, at the end."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def spread_rows(rows: Tensor, samples: int, cyclic: bool) -> Tensor:
+    """Return one row per sample, ``[N, K]`` of ``[R, K]``: neighbours share a row, or rows repeat in turn."""
+    share = samples // rows.shape[0]
+    return rows.repeat(share, 1) if cyclic else rows.repeat_interleave(share, 0)
+
+
+def group_norm_mod(x: Tensor, rows: Tensor, groups: int, cyclic: bool, activate: bool, eps: float) -> Tensor:
+    """Formula of ``ops.group_norm_mod``."""
+    dtype = compute_dtype(x.dtype)
+    scale, shift = spread_rows(rows.to(dtype), x.shape[0], cyclic)[:, :, None, None].chunk(2, dim=1)
+    out = torch.addcmul(shift, F.group_norm(x.to(dtype), groups, eps=eps), scale + 1)
+    return _finish(out, x, activate)
+
+
+def _finish(out: Tensor, x: Tensor, activate: bool) -> Tensor:
+    out = (F.silu(out) if activate else out).to(x.dtype)
+    # Torch's norm on CUDA gives back plain contiguous memory whatever it was given (kernels.md, section 3).
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+def blocks_of(x: Tensor, h: int, w: int) -> Tensor:
+    """View ``[N, C, H, W]`` as ``[N, h, H / h, w, W / w, C]``: the pixels that share a latent position; no copy."""
+    return x.permute(0, 2, 3, 1).unflatten(2, (w, -1)).unflatten(1, (h, -1))
+
+
+def spatial_norm_act(
+    x: Tensor, gain: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, groups: int, activate: bool, eps: float
+) -> Tensor:
+    """Formula of ``ops.spatial_norm_act``."""
+    dtype = compute_dtype(x.dtype)
+    normed = F.group_norm(x.to(dtype), groups, weight.to(dtype), offset.to(dtype), eps)
+    return _finish(modulate_by_maps(normed, gain, bias), x, activate)
+
+
+def modulate_by_maps(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+    """Return ``x * up(gain) + up(bias)`` for ``x`` ``[N, C, H, W]`` and maps ``[N or 1, C, h, w]``."""
+    h, w = gain.shape[-2:]
+    low, high = (m.to(x.dtype).permute(0, 2, 3, 1)[:, :, None, :, None] for m in (bias, gain))  # [N, h, 1, w, 1, C]
+    return torch.addcmul(low, blocks_of(x, h, w), high).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)

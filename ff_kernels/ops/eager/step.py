@@ -1,0 +1,66 @@
+"""One step of the sampler after the network has spoken: guidance, estimate, clipping, posterior, noise."""
+
+import torch
+from torch import Tensor
+
+
+def denoised_from_eps(x: Tensor, eps: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+    """Return the x0 estimate of a noise prediction: ``(x - noise * eps) / signal``."""
+    return (x - noise * eps) / signal
+
+
+def denoised_from_v(x: Tensor, v: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+    """Return the x0 estimate of a velocity prediction: ``signal * x - noise * v`` (paper section 4.3)."""
+    return signal * x - noise * v
+
+
+def clip_to_quantile(denoised: Tensor, ratio: float) -> Tensor:
+    """Clip each sample at the larger of 1 and its ``ratio`` quantile, then scale it back to -1..1.
+
+    Args:
+        denoised: ``[N, ...]``; the quantile is taken per sample: per frame for keyframes, per gap for
+            interpolation.
+        ratio: 0..1.
+
+    Source: release 1.0 (dynamic thresholding of Imagen); golden ``v10_pipeline``.
+    """
+    limit = torch.quantile(denoised.flatten(1).abs(), ratio, dim=1).clamp(min=1.0)
+    limit = limit.reshape(-1, *([1] * (denoised.ndim - 1)))
+    return denoised.clamp(-limit, limit) / limit
+
+
+def clip_to_range(denoised: Tensor) -> Tensor:
+    """Clip to -1..1.
+
+    Source: release 1.1 asks diffusers for a 0.995 quantile, whose divisor is limited to 1 and so never acts
+    (paper.md, 5.3); golden ``v11_pipeline``.
+    """
+    return denoised.clamp(-1.0, 1.0)
+
+
+def mix_branches(predictions: Tensor, weights: list[float], dtype: torch.dtype) -> Tensor:
+    """Return the weighted sum of stacked branches, ``[K * N, ...]`` to ``[N, ...]``, in ``dtype``."""
+    # The last branch first: the releases begin their three-branch sum with the unconditional one.
+    parts = [weight * part.to(dtype) for weight, part in zip(weights, predictions.chunk(len(weights)), strict=True)]
+    return sum(reversed(parts[:-1]), parts[-1]) if weights != [1.0] else predictions.to(dtype)
+
+
+def sample_step(
+    predictions: Tensor,
+    x: Tensor,
+    noise: Tensor | None,
+    coefficients: Tensor,
+    weights: list[float],
+    predicted: str,
+    clip: str,
+    ratio: float,
+) -> tuple[Tensor, Tensor]:
+    """Formula of ``ops.sample_step``."""
+    signal, level, x0_gain, x_gain, noise_gain = coefficients
+    denoised = mix_branches(predictions, weights, x.dtype)
+    if predicted != "denoised":
+        denoised = (denoised_from_v if predicted == "v" else denoised_from_eps)(x, denoised, signal, level)
+    if clip != "none":
+        denoised = clip_to_quantile(denoised, ratio) if clip == "quantile" else clip_to_range(denoised)
+    following = x0_gain * denoised + x_gain * x
+    return (following if noise is None else following + noise_gain * noise), denoised
