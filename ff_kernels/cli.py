@@ -1,4 +1,4 @@
-"""The command line ``fusionframes``: generate, verify, convert, info."""
+"""The command line ``fusionframes``: generate, verify, convert, info, evaluate, bench."""
 
 import argparse
 import os
@@ -42,12 +42,49 @@ def build_parser() -> argparse.ArgumentParser:
     info.add_argument("file", type=Path)
     _add_overrides(info)
     info.set_defaults(run=run_info)
+    _add_evaluate(commands.add_parser("evaluate", help="measure clips against reference clips"))
+    _add_bench(commands.add_parser("bench", help="time the engine against the release's formulation"))
     return parser
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workload",
+        action="append",
+        metavar="NAME",
+        help="keyframes, interpolation or decode with -cpu, -512 or -640x384 (default: those for this machine); "
+        "may be given several times",
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="calls behind each median (default 3)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+    parser.add_argument("--history", type=Path, metavar="FILE", help="append one line of CSV per workload")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="run nothing: count launches, FLOPs, bytes and memory of the full sizes beside the targets",
+    )
+    parser.set_defaults(run=run_bench)
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head-dim", type=int, help="width of an attention head (default 64 or the file's metadata)")
     parser.add_argument("--groups", type=int, help="groups of the norms (default 32 or the file's metadata)")
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    what = "a video, or a folder of videos or PNG sequences"
+    parser.add_argument("reference", type=Path, metavar="REF", help=f"true clips: {what}")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="clips to judge: the same, paired with REF by name")
+    runs = "torchscript runs its own code"
+    parser.add_argument("--lpips", type=Path, help=f"network for LPIPS: safetensors or torchscript ({runs})")
+    parser.add_argument("--i3d", type=Path, help=f"network for FVD: torchscript ({runs}), clips of 16 frames")
+    parser.add_argument("--inception", type=Path, help=f"network for IS: torchscript ({runs}), clips of 16 frames")
+    parser.add_argument("--splits", type=int, default=10, help="splits of the IS, 1..clips (default 10)")
+    parser.add_argument("--unpaired", action="store_true", help="any clips: only FVD, IS and temporal consistency")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--plot", type=Path, help="write the curves over frames (.png, .jpg, .webp); needs matplotlib")
+    parser.add_argument("--device", help="torch device of the networks (default: cuda where there is one, else cpu)")
+    parser.set_defaults(run=run_evaluate)
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -134,11 +171,7 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
     from .demo.model import demo_pipeline
     from .pipeline import Pipeline
 
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"expected a device that torch can use, got '{device}': try cpu") from error
+    device = _device(options.device)
     name = options.dtype or ("float16" if torch.device(device).type == "cuda" else "float32")
     choices = {"device": device, "dtype": getattr(torch, name), "keeps_networks": not options.low_memory}
     if options.model is not None:
@@ -149,6 +182,17 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
         file=sys.stderr,
     )
     return demo_pipeline(**choices)
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"expected a device that torch can use, got '{name}': try cpu") from error
+    return name
 
 
 def _settings(options: argparse.Namespace) -> Any:
@@ -162,11 +206,11 @@ def _settings(options: argparse.Namespace) -> Any:
     )  # fmt: skip
 
 
-def _check_folder(path: Path) -> None:
+def _check_folder(path: Path, what: str = "storyboard") -> None:
     if not path.parent.is_dir():
         raise InputError(f"expected a folder to write '{path.name}' into, found none at '{path.parent}': create it")
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise InputError(f"expected a storyboard that ends in .png, .jpg or .webp, got '{path}': change its suffix")
+        raise InputError(f"expected a {what} that ends in .png, .jpg or .webp, got '{path}': change its suffix")
 
 
 def _peak_memory(device: Any) -> str:
@@ -196,13 +240,14 @@ class _Bars:
         if self.bar is not None:
             self.bar.close()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, unit: str | None = None) -> None:
         from tqdm import tqdm
 
         if stage != self.stage:
             if self.bar is not None:
                 self.bar.close()
-            self.stage, self.bar = stage, tqdm(total=total, desc=stage, unit="frame" if stage == "decoding" else "step")
+            unit = unit or ("frame" if stage == "decoding" else "step")
+            self.stage, self.bar = stage, tqdm(total=total, desc=stage, unit=unit)
         self.bar.update(done - self.bar.n)
 
 
@@ -266,6 +311,65 @@ def run_info(options: argparse.Namespace) -> int:
     print(f"needs       {_NEEDS[kind.stage]}")
     for key, value in (kind.config.to_dict() if kind.config else {}).items():
         print(f"  {key} = {value}")
+    return 0
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    """Measure workloads, or count them."""
+    import json
+    from dataclasses import asdict
+
+    from .bench import counting, runner
+
+    if options.repeats < 1:
+        raise InputError(f"expected at least one repeat, got {options.repeats}: raise --repeats")
+    if options.record:
+        rows = [row for name in counting.full_size(options.workload) for row in counting.recorded(name)]
+        print("\n".join(map(json.dumps, rows) if options.json else counting.table(rows)))
+        return 0
+    workloads = runner.choose(options.workload)
+    if options.history is not None:
+        runner.check_history(options.history)
+    for workload in workloads:
+        result = runner.measure(workload, options.repeats)
+        print(json.dumps(asdict(result)) if options.json else runner.describe(result, workload), flush=True)
+        if options.history is not None:
+            runner.append_history(result, options.history)
+    return 0
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """Print the metrics of clips against a reference."""
+    import torch
+
+    from .frames_io import write_image
+    from .metrics.evaluation import Networks, evaluate
+    from .metrics.features import load_i3d, load_inception
+    from .metrics.lpips import load_lpips
+    from .metrics.plots import plot_curves, require_matplotlib
+    from .metrics.tables import text_table, to_json
+
+    if options.plot is not None:
+        _check_folder(options.plot, "plot")
+        require_matplotlib()
+    device = _device(options.device)
+    loaders = {"lpips": load_lpips, "i3d": load_i3d, "inception": load_inception}
+    files = {name: getattr(options, name) for name in loaders}
+    networks = Networks(**{name: loaders[name](path, device) for name, path in files.items() if path is not None})
+    with _Bars() as bars, torch.inference_mode():
+        result = evaluate(
+            options.reference, options.folder, networks, is_paired=not options.unpaired, splits=options.splits,
+            progress=lambda done, total: bars("clips", done, total, unit="clip"),
+        )  # fmt: skip
+    if options.plot is not None:
+        write_image(plot_curves(result.measures), options.plot)
+    if options.json:
+        print(to_json(result.measures, clips=result.clips, not_measured=list(result.missing)))
+        return 0
+    print(f"{result.clips} clips of '{options.folder}' against '{options.reference}'")
+    print(text_table(result.measures))
+    for phrase in result.missing:
+        print(f"not measured: {phrase}")
     return 0
 
 

@@ -98,11 +98,11 @@ class DoubledConv(nn.Module):
         out = self.conv(x)
         lines = out.permute(0, 2, 3, 1)  # [N, 2H, 2W, C']
         for y, row in ((0, 0), (-1, 2)):
-            lines[:, y, 1:-1] += self.border[row, 1]
-            lines[:, y, 0] += self.border[row, 0]
-            lines[:, y, -1] += self.border[row, 2]
-        lines[:, 1:-1, 0] += self.border[1, 0]
-        lines[:, 1:-1, -1] += self.border[1, 2]
+            lines[:, y, 1:-1].add_(self.border[row, 1])
+            lines[:, y, 0].add_(self.border[row, 0])
+            lines[:, y, -1].add_(self.border[row, 2])
+        lines[:, 1:-1, 0].add_(self.border[1, 0])
+        lines[:, 1:-1, -1].add_(self.border[1, 2])
         return out
 
 
@@ -148,8 +148,8 @@ class FoldedTimeConv(nn.Module):
         """Map ``[B, C, T, P]`` to ``[B, C', T, P]``."""
         out = self.conv(clips)
         if self.edges is not None:
-            out[:, :, 0] -= self.edges[0, None, :, None]
-            out[:, :, -1] -= self.edges[1, None, :, None]
+            out[:, :, 0].sub_(self.edges[0, :, None])
+            out[:, :, -1].sub_(self.edges[1, :, None])
         return out
 
 

@@ -42,7 +42,7 @@ ALLOWED = {
         "tokenizer",
     },
     "roofline": {"errors", "ops"},
-    "bench": {"decoding", "errors", "models", "ops", "roofline", "sampling", "stages"},
+    "bench": {"decoding", "errors", "folding", "models", "ops", "roofline", "sampling", "stages"},
     "demo": {
         "checkpoints",
         "errors",

@@ -20,7 +20,7 @@ def test_readme_has_two_setup_commands_and_ci_runs_both_verbatim():
     assert all(command in ci for command in COMMANDS)
 
 
-LINES = sorted(set(re.findall(r"(fusionframes (?:generate|convert|verify|info) [^`|\n]+)", README)))
+LINES = sorted(set(re.findall(r"(fusionframes (?:generate|convert|verify|info|evaluate|bench) [^`|\n]+)", README)))
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if not line.endswith("--help")])

@@ -8,4 +8,5 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
     """Formula of ``ops.linear``."""
     out = F.linear(x, weight, bias)
     out = F.silu(out) if activate else out
-    return out if residual is None else residual + out
+    # A sum takes the layout of what it is given, but the result is to be contiguous on every backend.
+    return (out if residual is None else out + residual).contiguous()

@@ -1,0 +1,1 @@
+"""Measuring: the release's own formulation, named workloads, and a run of both sides in turn."""
