@@ -39,7 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_overrides(convert)
     convert.set_defaults(run=run_convert)
     info = commands.add_parser("info", help="say what a weights file is and needs")
-    info.add_argument("file", type=Path)
+    info.add_argument("file", type=Path, nargs="?")
+    info.add_argument("--backends", action="store_true", help="say which implementation may serve each operation")
     _add_overrides(info)
     info.set_defaults(run=run_info)
     _add_evaluate(commands.add_parser("evaluate", help="measure clips against reference clips"))
@@ -126,6 +127,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run guidance branches one by one and free every network after its stage",
     )
+    parser.add_argument(
+        "--strict", action="store_true", help="keep the networks as released instead of folding linear layers"
+    )
     parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
     parser.set_defaults(run=run_generate)
 
@@ -173,7 +177,12 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
 
     device = _device(options.device)
     name = options.dtype or ("float16" if torch.device(device).type == "cuda" else "float32")
-    choices = {"device": device, "dtype": getattr(torch, name), "keeps_networks": not options.low_memory}
+    choices = {
+        "device": device,
+        "dtype": getattr(torch, name),
+        "keeps_networks": not options.low_memory,
+        "is_strict": options.strict,
+    }
     if options.model is not None:
         return Pipeline.from_folder(options.model, **choices)
     print(
@@ -288,7 +297,15 @@ def run_convert(options: argparse.Namespace) -> int:
 
 
 def run_info(options: argparse.Namespace) -> int:
-    """Describe a weights file."""
+    """Describe a weights file, or the implementations of the operations."""
+    if options.backends:
+        from .ops.registry import describe_backends
+
+        for operation, backend, state in describe_backends():
+            print(f"{operation:18} {backend:8} {state}")
+        return 0
+    if options.file is None:
+        raise InputError("info expected a weights file, got none: name one, or ask for --backends")
     from .checkpoints.detection import detect, split_tensors
     from .checkpoints.reading import read_contents
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from .checkpoints.loading import Loaded, load_contents
 from .decoding import blend_overlap, decode
 from .errors import CheckpointError, InputError
+from .folding import fold
 from .model_files import ModelFiles, find_models
 from .models.text_encoder import project_context
 from .pictures import fit_as_released, fit_covering
@@ -66,6 +67,8 @@ class Pipeline:
         dtype: dtype of the U-Nets; the text encoder takes bfloat16 where this is float16, which overflows at the
             size of Flan-UL2, and MoVQ stays in float32 as release 1.1 has it.
         keeps_networks: keep a stage's network after the stage; False frees it, for a small card.
+        is_strict: keep the networks as released; False folds linear layer after linear layer, the same function up to
+            rounding (``folding.fold``).
         defaults: settings to start from where the caller's are None.
     """
 
@@ -76,11 +79,12 @@ class Pipeline:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         keeps_networks: bool = True,
+        is_strict: bool = False,
         defaults: Settings | None = None,
     ) -> None:
         self.models, self.device, self.dtype = models, torch.device(device), dtype
         self.family = models.family
-        self.keeps_networks = keeps_networks
+        self.keeps_networks, self.is_strict = keeps_networks, is_strict
         self.defaults = defaults or Settings(fps="low", width=512, height=512)
         self._networks: dict[str, Loaded] = {}
         self._tokenizer: Tokenizer | None = None
@@ -95,9 +99,12 @@ class Pipeline:
         if stage not in self._networks:
             if not self.keeps_networks:
                 self._networks.clear()
-            self._networks[stage] = load_contents(
+            loaded = load_contents(
                 *self.models.require(stage), stage=stage, device=self.device, dtype=self._dtype_of(stage)
             )
+            if loaded.network is not None and not self.is_strict:
+                fold(loaded.network)
+            self._networks[stage] = loaded
         return self._networks[stage]
 
     def _dtype_of(self, stage: str) -> torch.dtype:

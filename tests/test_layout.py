@@ -33,6 +33,7 @@ ALLOWED = {
         "checkpoints",
         "decoding",
         "errors",
+        "folding",
         "model_files",
         "models",
         "pictures",
@@ -54,7 +55,7 @@ ALLOWED = {
         "settings",
         "tokenizer",
     },
-    "cli": {"bench", "checkpoints", "demo", "errors", "frames_io", "metrics", "pipeline", "settings", "verify"},
+    "cli": {"bench", "checkpoints", "demo", "errors", "frames_io", "metrics", "ops", "pipeline", "settings", "verify"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -1,0 +1,109 @@
+"""Linear layer that adds its bias, activation and residual before the result is rounded and written."""
+
+# ruff: noqa: ANN001, ANN202 (kernel code has Triton's types)
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..linear import _linear
+from ..registry import Constraint, forced_backend, implements
+from ._runtime import FLOATS, NOT_EMPTY, ON_DEVICE, dot, launch, same_dtype, share_out
+
+# Below this many lines a product only streams its weights, which the vendor's library splits better.
+MIN_LINES = 128
+
+
+@triton.jit
+def _linear_kernel(
+    x,  # [M, K]
+    weight,  # [N, K]
+    bias,  # [N]
+    residual,  # [M, N]
+    out,  # [M, N]
+    M, N, K, x_m, weight_o, weight_k, residual_m,
+    LINES: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, BAND: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATE: tl.constexpr,
+):  # fmt: skip
+    # Programs run through bands of lines, so that the tiles of x and weight which a band shares stay in the cache.
+    program = tl.program_id(0)
+    across = tl.cdiv(N, OUTPUTS)
+    band = program // (BAND * across)
+    height = tl.minimum(tl.cdiv(M, LINES) - band * BAND, BAND)
+    within = program % (BAND * across)
+    lines = (band * BAND + within % height) * LINES + tl.arange(0, LINES).to(tl.int64)
+    outputs = (within // height) * OUTPUTS + tl.arange(0, OUTPUTS).to(tl.int64)
+    inputs = tl.arange(0, INPUTS)
+    is_line, is_output = (lines < M)[:, None], (outputs < N)[None, :]
+    left = x + lines[:, None] * x_m + inputs[None, :]
+    right = weight + outputs[None, :] * weight_o + inputs[:, None] * weight_k
+    total = tl.zeros([LINES, OUTPUTS], tl.float32)
+    for first in range(0, K, INPUTS):
+        is_input = first + inputs < K
+        a = tl.load(left, mask=is_line & is_input[None, :], other=0.0)
+        b = tl.load(right, mask=is_output & is_input[:, None], other=0.0)
+        total = dot(a, b, total, PRECISION)
+        left += INPUTS
+        right += INPUTS * weight_k
+    if HAS_BIAS:
+        total += tl.load(bias + outputs, mask=outputs < N, other=0.0).to(tl.float32)[None, :]
+    if ACTIVATE:
+        total *= tl.sigmoid(total)
+    is_inside = is_line & is_output
+    if HAS_RESIDUAL:
+        at = lines[:, None] * residual_m + outputs[None, :]
+        total += tl.load(residual + at, mask=is_inside, other=0.0).to(tl.float32)
+    tl.store(out + lines[:, None] * N + outputs[None, :], total.to(out.dtype.element_ty), mask=is_inside)
+
+
+def _pays(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activate: bool) -> bool:
+    if forced_backend() == "triton":
+        return True
+    has_more = activate or residual is not None
+    return has_more and x.element_size() == 2 and x.numel() >= MIN_LINES * x.shape[-1]
+
+
+def _lines_of(x: Tensor) -> Tensor:
+    """View ``[..., K]`` as ``[M, K]`` with K side by side; only layouts that allow no such view are copied."""
+    lines = x.reshape(-1, x.shape[-1])
+    return lines if lines.stride(1) == 1 else lines.contiguous()
+
+
+@implements(
+    _linear,
+    "triton",
+    ON_DEVICE,
+    FLOATS,
+    NOT_EMPTY,
+    Constraint(
+        "x, weight, bias and residual have one dtype",
+        lambda x, weight, bias, residual, _: same_dtype(x, weight, bias, residual),
+    ),
+    Constraint(
+        "the residual has the shape of the result",
+        lambda x, weight, bias, residual, _: residual is None or residual.shape == (*x.shape[:-1], weight.shape[0]),
+    ),
+    Constraint(
+        f"an activation or a residual follows on {MIN_LINES} or more lines of 16-bit numbers, "
+        "else the vendor's product is faster (not asked where triton is forced)",
+        _pays,
+    ),
+)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activate: bool) -> Tensor:
+    """Multiply in tiles with float32 sums, and round once after bias, activation and residual."""
+    (N, K), lines = weight.shape, _lines_of(x)
+    M = lines.shape[0]
+    out = x.new_empty(*x.shape[:-1], N)
+    after = out if residual is None else _lines_of(residual)
+    # Three tiles of 64 cover the 192 outputs of the widest level, two of 128 would idle a quarter.
+    tile = {"LINES": 128, "OUTPUTS": 128 if N % 128 == 0 else 64, "INPUTS": 64 if x.element_size() == 2 else 32}
+    may_round = torch.backends.cuda.matmul.allow_tf32
+    launch(
+        _linear_kernel, share_out(M, tile["LINES"]) * share_out(N, tile["OUTPUTS"]), lines, weight,
+        weight if bias is None else bias.contiguous(), after, out,
+        M, N, K, lines.stride(0), *weight.stride(), after.stride(0) if residual is not None else N,
+        **tile, BAND=8, PRECISION="tf32" if may_round else "ieee",
+        HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, ACTIVATE=activate, num_warps=8, num_stages=3,
+    )  # fmt: skip
+    return out
