@@ -43,7 +43,7 @@ for module in (attention, linear, norm, step):
 def pictures(*shape):
     return torch.zeros(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
-for dtype in (torch.float16, torch.bfloat16, torch.float32):
+for dtype in (getattr(torch, name) for name in sys.argv[2:]):
     for shape in ((2, 192, 64, 64), (2, 1536, 8, 8), (1, 32, 1, 1)):
         norm.group_norm_mod(pictures(*shape), torch.zeros(1, 2 * shape[1]), 32, False, True, 1e-5)
     map_, vector = pictures(1, 128, 4, 4), torch.zeros(128, dtype=dtype)
@@ -65,13 +65,13 @@ KERNELS |= {"_step_kernel", "_quantile_step_kernel"}
 
 
 # 8.9 is a 4090, 9.0 an H100 or H200.
-@pytest.mark.parametrize("capability", ["89", "90"])
-def test_every_kernel_compiles_and_reads_sixteen_bytes_at_a_time(capability, tmp_path):
+@pytest.mark.parametrize(("capability", "dtypes"), [("89", ["float16", "float32"]), ("90", ["bfloat16"])])
+def test_every_kernel_compiles_and_reads_sixteen_bytes_at_a_time(capability, dtypes, tmp_path):
     reason = unavailable("triton")
     if reason:
         pytest.skip(f"triton: {reason}")
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", PROGRAM, capability]
+    command = [sys.executable, "-c", PROGRAM, capability, *dtypes]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
