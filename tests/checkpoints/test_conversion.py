@@ -24,6 +24,8 @@ from fusionframes.ff_kernels.checkpoints.conversion import convert
 def peak():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+# What torch imports at first use (with Triton installed 60 MB more) is not the conversion's memory.
+convert(sys.argv[3], sys.argv[3] + ".safetensors", dtype=torch.float16)
 start = peak()
 convert(sys.argv[1], sys.argv[2], dtype=torch.float16)
 print(peak() - start)
@@ -153,7 +155,7 @@ def test_convert_large_file_needs_little_memory(tmp_path):
     try:
         torch.save(state, source)
         assert source.stat().st_size > 400e6
-        command = [sys.executable, "-c", MEASURE, str(source), str(target)]
+        command = [sys.executable, "-c", MEASURE, str(source), str(target), str(weights.save(tmp_path, "text_encoder"))]
         growth = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     finally:
         for path in (source, target):
