@@ -140,7 +140,7 @@ def run_generate(options: argparse.Namespace) -> int:
 
     check_output(options.output)
     if options.storyboard is not None:
-        _check_folder(options.storyboard)
+        _check_picture(options.storyboard, "storyboard")
     if not options.prompt.strip():
         raise InputError("expected a prompt, got an empty text: describe what the video shows")
     picture = None if options.image is None else read_image(options.image)
@@ -215,9 +215,13 @@ def _settings(options: argparse.Namespace) -> Any:
     )  # fmt: skip
 
 
-def _check_folder(path: Path, what: str = "storyboard") -> None:
+def _check_folder(path: Path) -> None:
     if not path.parent.is_dir():
         raise InputError(f"expected a folder to write '{path.name}' into, found none at '{path.parent}': create it")
+
+
+def _check_picture(path: Path, what: str) -> None:
+    _check_folder(path)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise InputError(f"expected a {what} that ends in .png, .jpg or .webp, got '{path}': change its suffix")
 
@@ -346,7 +350,7 @@ def run_bench(options: argparse.Namespace) -> int:
         return 0
     workloads = runner.choose(options.workload)
     if options.history is not None:
-        runner.check_history(options.history)
+        _check_folder(options.history)
     for workload in workloads:
         result = runner.measure(workload, options.repeats)
         print(json.dumps(asdict(result)) if options.json else runner.describe(result, workload), flush=True)
@@ -367,7 +371,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from .metrics.tables import text_table, to_json
 
     if options.plot is not None:
-        _check_folder(options.plot, "plot")
+        _check_picture(options.plot, "plot")
         require_matplotlib()
     device = _device(options.device)
     loaders = {"lpips": load_lpips, "i3d": load_i3d, "inception": load_inception}

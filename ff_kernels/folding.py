@@ -5,10 +5,14 @@ folded network no longer has the releases' state-dict names, so folding comes af
 weights by name does without.
 """
 
+import itertools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from .models.blocks import Attention, AttentionBlock, ConvBlock
+from .models.layers import is_pointwise
 from .models.movq import Upsample
 from .models.temporal_blocks import MergingConvBlockV10, TemporalSelfAttention
 from .ops import temporal_conv_class
@@ -44,13 +48,13 @@ def _fold_block(block: ConvBlock) -> None:
         return
     if isinstance(block, MergingConvBlockV10):
         time = _merge_into_conv(block.temporal_projection, block.temporal_merge)
-        if block.is_pointwise and block.projection.in_channels < block.projection.out_channels:
+        if is_pointwise(block.projection) and block.projection.in_channels < block.projection.out_channels:
             # From half the channels to all of them: 1.5 units of work instead of 3.5 (kernels.md, E9 d).
             time = _point_then_time(block.projection, time)
-            block.projection, block.is_pointwise = nn.Identity(), False
+            block.projection = nn.Identity()
         block.folded_time = time
         block.temporal_projection, block.temporal_merge = nn.Identity(), None
-    elif isinstance(block.down_sample, nn.Conv2d) and type(block).mix_time is ConvBlock.mix_time:
+    elif isinstance(block.down_sample, nn.Conv2d) and not block.mixes_time:
         block.projection = _conv_then_halve(block.projection, block.down_sample)
         block.down_sample = nn.Identity()
     if isinstance(block.up_sample, nn.ConvTranspose2d):
@@ -68,13 +72,16 @@ def _like(conv: nn.Module, weight: Tensor, bias: Tensor, like: Tensor) -> nn.Mod
     return conv
 
 
+def _slide(kernel: Callable[[int, int], Tensor]) -> Tensor:
+    """Sum 3x3 kernels placed at the four offsets (0 or 1 down, 0 or 1 right) of a 4x4 one."""
+    offsets = itertools.product(range(2), repeat=2)
+    return sum(nn.functional.pad(kernel(y, x), (x, 1 - x, y, 1 - y)) for y, x in offsets)
+
+
 def _conv_then_halve(conv: nn.Conv2d, halve: nn.Conv2d) -> nn.Conv2d:
     """Fold a 3x3 convolution and the 2x2 one with stride 2 behind it into one of 4x4 with stride 2 (E9 a)."""
     first, second = conv.weight.double(), halve.weight.double()
-    weight = first.new_zeros(second.shape[0], first.shape[1], 4, 4)
-    for y in range(2):
-        for x in range(2):
-            weight[:, :, y : y + 3, x : x + 3] += torch.einsum("om,mihw->oihw", second[:, :, y, x], first)
+    weight = _slide(lambda y, x: torch.einsum("om,mihw->oihw", second[:, :, y, x], first))
     bias = halve.bias.double() + second.sum(dim=(2, 3)) @ conv.bias.double()
     folded = nn.Conv2d(conv.in_channels, halve.out_channels, 4, stride=2, padding=1, device="meta")
     return _like(folded, weight, bias, conv.weight)
@@ -109,14 +116,10 @@ class DoubledConv(nn.Module):
 def _double_then_conv(double: nn.ConvTranspose2d, conv: nn.Conv2d) -> DoubledConv:
     """Fold a transposed 2x2 convolution and the 3x3 one behind it into one transposed 4x4 (E9 b)."""
     first, second = double.weight.double(), conv.weight.double()
-    weight = first.new_zeros(first.shape[0], second.shape[0], 4, 4)
-    for y in range(2):
-        for x in range(2):
-            # A pixel put at offset y is seen by the tap k of the second layer from the place y + 1 - k.
-            seen = torch.einsum("im,omhw->iohw", first[:, :, y, x], second.flip(2, 3))
-            weight[:, :, y : y + 3, x : x + 3] += seen
+    # A pixel put at offset y is seen by the tap k of the second layer from the place y + 1 - k: hence the flip.
+    weight = _slide(lambda y, x: torch.einsum("im,omhw->iohw", first[:, :, y, x], second.flip(2, 3)))
     inner = double.bias.double()[None, :, None, None].expand(1, -1, 3, 3)
-    border = torch.nn.functional.conv2d(inner, second, conv.bias.double(), padding=1)[0].permute(1, 2, 0)
+    border = nn.functional.conv2d(inner, second, conv.bias.double(), padding=1)[0].permute(1, 2, 0)
     bias = border[1, 1].clone()
     folded = nn.ConvTranspose2d(double.in_channels, conv.out_channels, 4, stride=2, padding=1, device="meta")
     return DoubledConv(_like(folded, weight, bias, conv.weight), (border - bias).to(conv.weight))
@@ -124,11 +127,8 @@ def _double_then_conv(double: nn.ConvTranspose2d, conv: nn.Conv2d) -> DoubledCon
 
 def _nearest_then_conv(conv: nn.Conv2d) -> nn.ConvTranspose2d:
     """Fold nearest doubling and the 3x3 convolution behind it into one transposed 4x4 (E16)."""
-    second = conv.weight.double()
-    weight = second.new_zeros(second.shape[1], second.shape[0], 4, 4)
-    for y in range(2):
-        for x in range(2):
-            weight[:, :, y : y + 3, x : x + 3] += second.flip(2, 3).transpose(0, 1)
+    seen = conv.weight.double().flip(2, 3).transpose(0, 1)
+    weight = _slide(lambda y, x: seen)
     folded = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, stride=2, padding=1, device="meta")
     return _like(folded, weight, conv.bias.double(), conv.weight)
 

@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from .ops import registry
+
 # Operations of ours are counted by the cost that each states beside its definition.
 OWN_NAMESPACE = "fusionframes"
 # Return storage or numbers without touching data; views are recognised by their schema.
@@ -219,9 +221,7 @@ def cost_of_operation(func: Any, args: tuple, kwargs: dict[str, Any], out: Any) 
     """Return the cost of one call of an operation (an ``OpOverload``)."""
     name = func._schema.name
     if func.namespace.startswith(OWN_NAMESPACE):
-        from .ops.registry import cost_of
-
-        stated = cost_of(func, args, kwargs, out)
+        stated = registry.cost_of(func, args, kwargs, out)
         if stated is not None:
             return Cost(name, stated.launches, stated.flops, stated.bytes)
     count = flop_registry.get(func._overloadpacket)

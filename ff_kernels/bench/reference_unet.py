@@ -91,8 +91,7 @@ def keyframe_forward(
     Returns:
         ``[N, 4, h, w]``.
     """
-    vector = _pool(unet, _embed(unet, unet.to_time_embed, time, precision), context, mask, precision)
-    x = precision.conv(unet.in_layer, x)
+    x, vector = _begin(unet, x, time, context, mask, precision)
     position = _embed(unet, unet.to_temporal_embed, positions, precision)
     return _levels(unet, x, _Told(unet.config, precision, vector, context, mask, num_frames, position))
 
@@ -107,23 +106,12 @@ def interpolation_forward(
     num_gaps: int,
     precision: Precision = PLAIN,
 ) -> Tensor:
-    """Predict v of stacked branches.
+    """Predict v of stacked branches: ``x`` ``[N, 20, h, w]`` to ``[N, 12, h, w]``.
 
-    Args:
-        unet: interpolation U-Net of release 1.0.
-        x: ``[N, 20, h, w]``.
-        time: ``[N]`` timesteps.
-        context: ``[N, L, D]``.
-        mask: ``[N, L]`` booleans, True where a token is valid.
-        skip_frames: ``[N]`` integers 0..19.
-        num_gaps: samples of one clip.
-        precision: dtypes of the operations.
-
-    Returns:
-        ``[N, 12, h, w]``.
+    ``skip_frames`` are ``[N]`` integers 0..19, ``num_gaps`` the samples of one clip; the rest as in
+    ``keyframe_forward``.
     """
-    vector = _pool(unet, _embed(unet, unet.to_time_embed, time, precision), context, mask, precision)
-    x = precision.conv(unet.in_layer, x)
+    x, vector = _begin(unet, x, time, context, mask, precision)
     clean = torch.zeros(context.shape[0], device=context.device)
     noisy = _embed(unet, unet.perturbation_to_time_embed, clean, precision)
     vector = _blend(vector, noisy, unet.time_embed_merge)
@@ -162,6 +150,14 @@ def interpolation_step(
     context, mask = texts.stacked()
     skips = torch.cat([skip_frames, skip_frames])
     return interpolation_forward(unet, both, timestep.repeat(2), context, mask, skips, len(x), precision)
+
+
+def _begin(
+    unet: UNet, x: Tensor, time: Tensor, context: Tensor, mask: Tensor, precision: Precision
+) -> tuple[Tensor, Tensor]:
+    """Return the first maps ``[N, C, h, w]`` and the vector ``[N, E]`` of time and pooled text."""
+    vector = _pool(unet, _embed(unet, unet.to_time_embed, time, precision), context, mask, precision)
+    return precision.conv(unet.in_layer, x), vector
 
 
 def _embed(unet: UNet, embedding: nn.Module, values: Tensor, precision: Precision) -> Tensor:

@@ -184,16 +184,6 @@ def versions() -> dict[str, str]:
     return found | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
 
 
-def check_history(path: Path) -> None:
-    """Refuse, before anything is measured, a history file that could not be written.
-
-    Raises:
-        InputError: if the folder of the file does not exist.
-    """
-    if not path.parent.is_dir():
-        raise InputError(f"expected a folder to write '{path.name}' into, found none at '{path.parent}': create it")
-
-
 def append_history(result: Result, path: Path) -> None:
     """Append a result as one line of CSV; the first line of a new file names the columns."""
     row = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **asdict(result)}

@@ -12,7 +12,7 @@ from ..errors import InputError, ShapeError
 from .clips import ClipFiles, find_clips, pair_clips
 from .consistency import NEIGHBOUR_LPIPS, TemporalConsistency
 from .features import Features
-from .fidelity import check_pair, fidelity_curves
+from .fidelity import fidelity_curves
 from .frechet import FVD_CLIPS, FVD_FRAMES, FeatureStatistics, frechet_distance
 from .inception import SPLITS, InceptionScore
 from .lpips import Distance
@@ -163,7 +163,6 @@ def measure_pair(reference: Tensor, frames: Tensor, distance: Distance | None = 
         ShapeError: if a shape is wrong, the shapes differ or frames are too small.
         InputError: if a clip has another type or range of pixels.
     """
-    reference, frames = check_pair(reference, frames)
     curves = fidelity_curves(reference, frames)
     return curves if distance is None else curves | {"LPIPS": distance(reference, frames).to(frames.device)}
 

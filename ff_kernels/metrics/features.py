@@ -92,16 +92,29 @@ def _argument_names(module: Any) -> set[str]:
     return {argument.name for argument in module.forward.schema.arguments}
 
 
-def _checked(module: Any, path: Path, call: Callable[[Tensor], Any]) -> Features:
+def run_program(call: Callable[[], Any], task: str, advice: str) -> Any:
+    """Return what the user's own network says, or name in one sentence what it was asked and why it failed.
+
+    Args:
+        call: runs the network.
+        task: what was expected of it, such as "'net.pt' to take [1, 3, 16, 64, 64]".
+        advice: what to do.
+
+    Raises:
+        InputError: if the network fails.
+    """
+    try:
+        return call()
+    # A torchscript program raises what it likes, torch.jit.Error (a RuntimeError) for most things.
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:160]
+        raise InputError(f"expected {task}, got '{reason}': {advice}") from error
+
+
+def _checked(path: Path, call: Callable[[Tensor], Any]) -> Features:
     def features(pixels: Tensor) -> Tensor:
-        try:
-            out = call(pixels)
-        # A torchscript program raises what it likes, torch.jit.Error (a RuntimeError) for most things.
-        except (RuntimeError, ValueError, TypeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:160]
-            raise InputError(
-                f"expected '{path}' to take {list(pixels.shape)}, got '{reason}': give the network of this metric"
-            ) from error
+        task = f"'{path}' to take {list(pixels.shape)}"
+        out = run_program(lambda: call(pixels), task, "give the network of this metric")
         if not isinstance(out, Tensor) or out.ndim < 2 or len(out) != len(pixels):
             found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise InputError(
@@ -141,7 +154,7 @@ def load_i3d(path: str | Path, device: str | torch.device = "cpu") -> Features:
             return module(to_bytes_scale(clips), rescale=True, resize=True, return_features=True)
         return module(resize_frames(clips, I3D_SIDE_PX) * 2 - 1)
 
-    return _checked(module, Path(path), call)
+    return _checked(Path(path), call)
 
 
 def load_inception(path: str | Path, device: str | torch.device = "cpu") -> Features:
@@ -163,7 +176,7 @@ def load_inception(path: str | Path, device: str | torch.device = "cpu") -> Feat
     Source: paper.md 1.9, IS on clips of 16 frames.
     """
     module = load_torchscript(path, device)
-    return _checked(module, Path(path), lambda clips: module(to_bytes_scale(clips.to(device, torch.float32))))
+    return _checked(Path(path), lambda clips: module(to_bytes_scale(clips.to(device, torch.float32))))
 
 
 def to_bytes_scale(pixels: Tensor) -> Tensor:

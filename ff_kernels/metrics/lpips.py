@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, InputError, ShapeError
-from .features import Backbone, alexnet, load_tensors, load_torchscript, vgg16
+from .features import Backbone, alexnet, load_tensors, load_torchscript, run_program, vgg16
 from .fidelity import check_pair
 
 # Two batches of pictures [N, 3, H, W] in 0..1 to [N] distances.
@@ -136,13 +136,8 @@ def load_lpips(path: str | Path, device: str | torch.device = "cpu") -> Distance
 
 
 def _run(module: Any, path: Path, first: Tensor, second: Tensor) -> Tensor:
-    try:
-        out = module(first, second)
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:160]
-        raise InputError(
-            f"expected '{path}' to compare two pictures of {list(first.shape)}, got '{reason}': give an LPIPS network"
-        ) from error
+    task = f"'{path}' to compare two pictures of {list(first.shape)}"
+    out = run_program(lambda: module(first, second), task, "give an LPIPS network")
     if not isinstance(out, Tensor) or out.numel() != len(first):
         found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise InputError(f"expected {len(first)} distances from '{path}', got {found}: give an LPIPS network")

@@ -31,6 +31,8 @@ class ConditionalGroupNorm(nn.Module):
 class ConvBlock(nn.Module):
     """Norm, SiLU, optional doubling, convolution, optional mixing over time, optional halving."""
 
+    mixes_time = False
+
     def __init__(
         self, layers: Layers, config: UNetConfig, channels: tuple[int, int], kernel: int, resample: str | None
     ) -> None:
@@ -39,24 +41,18 @@ class ConvBlock(nn.Module):
         self.group_norm = ConditionalGroupNorm(layers, config, inputs)
         self.up_sample = layers.double(inputs) if resample == "up" else nn.Identity()
         self.projection = layers.conv(inputs, outputs, kernel)
-        self.is_pointwise = kernel == 1
         self.down_sample = layers.halve(outputs) if resample == "down" else nn.Identity()
 
     def mix_time(self, x: Tensor, step: Step) -> Tensor:
         """Mix the samples of a clip; a purely spatial block leaves them alone."""
         return x
 
-    def forward(self, x: Tensor, step: Step) -> Tensor:
-        """Map ``[N, C, H, W]`` to ``[N, C', H', W']``."""
+    def forward(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
+        """Map ``[N, C, H, W]`` to ``[N, C', H', W']``, plus ``residual`` where the block does not resample."""
         x = self.up_sample(self.group_norm(x, step, activate=True))
-        x = project_maps(self.projection, x) if self.is_pointwise else self.projection(x)
-        return self.down_sample(self.mix_time(x, step))
-
-    def add_to(self, residual: Tensor, x: Tensor, step: Step) -> Tensor:
-        """Return ``residual`` plus the block's result."""
-        if self.is_pointwise and type(self).mix_time is ConvBlock.mix_time:
-            return project_maps(self.projection, self.group_norm(x, step, activate=True), residual=residual)
-        return residual + self(x, step)
+        early, late = (None, residual) if self.mixes_time else (residual, None)
+        x = self.down_sample(self.mix_time(project_maps(self.projection, x, residual=early), step))
+        return x if late is None else late + x
 
 
 class ResNetBlock(nn.Module):
@@ -81,7 +77,6 @@ class ResNetBlock(nn.Module):
             for i, (width, kernel) in enumerate(zip(widths, (1, 3, 3, 1), strict=True))
         )
         self.shortcut_up_sample = layers.double(inputs) if resample == "up" else nn.Identity()
-        self.has_shortcut_projection = inputs != outputs
         self.shortcut_projection = layers.conv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.shortcut_down_sample = layers.halve(outputs) if resample == "down" else nn.Identity()
 
@@ -91,10 +86,8 @@ class ResNetBlock(nn.Module):
         out = x
         for block in blocks:
             out = block(out, step)
-        shortcut = self.shortcut_up_sample(x)
-        if self.has_shortcut_projection:
-            shortcut = project_maps(self.shortcut_projection, shortcut)
-        return last.add_to(self.shortcut_down_sample(shortcut), out, step)
+        shortcut = project_maps(self.shortcut_projection, self.shortcut_up_sample(x))
+        return last(out, step, self.shortcut_down_sample(shortcut))
 
 
 class Attention(nn.Module):

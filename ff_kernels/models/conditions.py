@@ -79,18 +79,26 @@ def cut_context(context: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
     return context, None if bool(mask.all()) else mask
 
 
-def count_attending(mask: Tensor | None, rows: int, tokens: int) -> int:
-    """Return how many rows, from the first on, have to attend: all up to the last with more than one valid token.
+def part_rows(context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Part the rows that have to attend from those behind them with one valid token each, which need no softmax.
 
     Args:
+        context: ``[R, L, D]`` of ``cut_context``.
         mask: ``[R, L]`` of ``cut_context``, or None.
-        rows: R.
-        tokens: L.
+
+    Returns:
+        ``[A, L, D]`` up to the last row with more than one valid token, their mask ``[A, L]`` (None where every token
+        is valid), and the one token ``[R - A, D]`` of each other row.
     """
     if mask is None:
-        return rows if tokens > 1 else 0
+        attending = len(context) if context.shape[1] > 1 else 0
+        return context[:attending], None, context[attending:].flatten(0, 1)
     several = (mask.sum(dim=1) > 1).nonzero()
-    return int(several.max()) + 1 if len(several) else 0
+    attending = int(several.max()) + 1 if len(several) else 0
+    rest, places = context[attending:], mask[attending:].int().argmax(dim=1)
+    single = rest[torch.arange(len(rest), device=rest.device), places]
+    mask = mask[:attending]
+    return context[:attending], None if bool(mask.all()) else mask, single
 
 
 def combine_rows(time: Tensor, position: Tensor, frames_per_row: int) -> Tensor:

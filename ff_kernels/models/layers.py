@@ -74,9 +74,14 @@ def project(layer: nn.Module, x: Tensor, *, residual: Tensor | None = None, acti
     return _follow(layer(x), residual, activate)
 
 
+def is_pointwise(layer: nn.Module) -> bool:
+    """Return whether a layer of torch's own is a convolution that mixes channels only, in space or in time."""
+    return type(layer) in (nn.Conv2d, temporal_conv_class(nn.Conv3d)) and set(layer.kernel_size) == {1}
+
+
 def project_maps(layer: nn.Module, x: Tensor, *, residual: Tensor | None = None, activate: bool = False) -> Tensor:
-    """Run a 1x1 convolution on maps ``[N, C, H, W]`` and what follows it, as ``project`` does for tokens."""
-    if type(layer) is not nn.Conv2d:
+    """Run a layer on maps ``[N, C, H, W]`` and what follows it: one operation for 1x1 convolutions, see ``project``."""
+    if not is_pointwise(layer):
         return _follow(layer(x), residual, activate)
     lines, weight = x.permute(0, 2, 3, 1), layer.weight.flatten(1)  # [N, H, W, C]; no copy for channels-last maps
     after = None if residual is None else residual.permute(0, 2, 3, 1)

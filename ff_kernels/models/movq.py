@@ -107,16 +107,17 @@ class _Attention(nn.Module):
         self.v = layers.conv(channels, channels, 1)
         self.proj_out = layers.conv(channels, channels, 1)
 
+    def _tokens(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values ``[N, H * W, C]`` of normalised ``[N, C, H, W]``."""
+        return tuple(project_maps(conv, x).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))
+
 
 class AttnBlock(_Attention):
     """One-headed attention over the positions of a frame."""
 
     def forward(self, x: Tensor, latents: Tensor | None = None) -> Tensor:
         """Map ``[N, C, H, W]`` to the same shape."""
-        h = self.norm(x, latents)
-        maps = (project_maps(conv, h) for conv in (self.q, self.k, self.v))
-        tokens = (m.flatten(2).transpose(1, 2) for m in maps)  # [N, H * W, C]
-        h = attend(*tokens, heads=1).transpose(1, 2).unflatten(2, x.shape[-2:])
+        h = attend(*self._tokens(self.norm(x, latents)), heads=1).transpose(1, 2).unflatten(2, x.shape[-2:])
         return project_maps(self.proj_out, h, residual=x)
 
 
@@ -127,10 +128,7 @@ class TemporalAttnBlock(_Attention):
         """Map ``[N, C, H, W]`` to the same shape."""
         # Release 1.1: the latent map is not passed on, conv_y and conv_b are stored but unused (golden
         # v11_video_movq), so the released weights were trained with the plain norm.
-        h = self.norm(x)
-        # [N, C, H, W] -> [B, T, H * W, C]
-        maps = (project_maps(conv, h) for conv in (self.q, self.k, self.v))
-        tokens = (m.flatten(2).transpose(1, 2).unflatten(0, (-1, frames)) for m in maps)
+        tokens = (t.unflatten(0, (-1, frames)) for t in self._tokens(self.norm(x)))  # [B, T, H * W, C]
         h = attend_over_time(*tokens, heads=1).flatten(0, 1).transpose(1, 2).unflatten(2, x.shape[-2:])
         return project_maps(self.proj_out, h, residual=x)
 

@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from ..ops import attend_over_time, linear, temporal_conv_class
+from ..ops import attend_over_time
 from .blocks import Attention, ConditionalGroupNorm, ConvBlock, add_feed_forward, feed_forward, to_maps, to_tokens
 from .conditions import Rows, Step
 from .configs import UNetConfig
-from .layers import Layers, project
+from .layers import Layers, is_pointwise, project, project_maps
 
 
 def as_clips(x: Tensor, frames: int) -> Tensor:
@@ -21,9 +21,8 @@ def from_clips(clips: Tensor, like: Tensor) -> Tensor:
 
 def run_in_time(conv: nn.Module, x: Tensor, frames: int, residual: Tensor | None = None) -> Tensor:
     """Run a convolution along time on ``[N, C, H, W]``, N clips of ``frames`` samples, and add ``residual``."""
-    if type(conv) is temporal_conv_class(nn.Conv3d) and conv.kernel_size[0] == 1:
-        lines, after = (None if t is None else t.permute(0, 2, 3, 1) for t in (x, residual))
-        return linear(lines, conv.weight.flatten(1), conv.bias, residual=after).permute(0, 3, 1, 2)
+    if is_pointwise(conv):
+        return project_maps(conv, x, residual=residual)
     out = from_clips(conv(as_clips(x, frames)), x)
     return out if residual is None else residual + out
 
@@ -126,6 +125,8 @@ class TemporalMergeConv(nn.Module):
 class MergingConvBlockV10(ConvBlock):
     """Convolution block of the 1.0 interpolation: the temporal parts sit on the block itself."""
 
+    mixes_time = True
+
     def __init__(
         self, layers: Layers, config: UNetConfig, channels: tuple[int, int], kernel: int, resample: str | None
     ) -> None:
@@ -144,6 +145,8 @@ class MergingConvBlockV10(ConvBlock):
 
 class MergingConvBlockV11(ConvBlock):
     """Convolution block of the 1.1 interpolation: the temporal parts are a submodule."""
+
+    mixes_time = True
 
     def __init__(
         self, layers: Layers, config: UNetConfig, channels: tuple[int, int], kernel: int, resample: str | None

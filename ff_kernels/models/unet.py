@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import ShapeError
 from .blocks import AttentionBlock, AttentionPooling, ConditionalGroupNorm, Embedding, OutLayer, ResNetBlock
-from .conditions import Conditions, Step, count_attending, sinusoid
+from .conditions import Conditions, Step, part_rows, sinusoid
 from .configs import UNetConfig
 from .layers import Layers
 
@@ -165,15 +165,9 @@ class UNet(nn.Module):
         modulations = tuple(
             norm.context_mlp(vectors[norm.rows]) if norm.rows in vectors else None for norm in self._norms
         )
-        rows, tokens = context.shape[:2]
-        attending = count_attending(mask, rows, tokens)
-        texts, rest = context[:attending], context[attending:]
+        texts, mask, single = part_rows(context, mask)
         keys_values = tuple((t.attention.to_key(texts), t.attention.to_value(texts)) for t in self._texts)
-        if mask is not None:
-            rest = rest[torch.arange(rows - attending, device=rest.device), mask[attending:].int().argmax(dim=1)]
-        rest = rest.reshape(rows - attending, context.shape[2])
-        constants = tuple(t.attention.output_layer(t.attention.to_value(rest)) for t in self._texts)
-        mask = None if mask is None or bool(mask[:attending].all()) else mask[:attending]
+        constants = tuple(t.attention.output_layer(t.attention.to_value(single)) for t in self._texts)
         return Conditions(modulations, keys_values, constants, mask, **shape)
 
     def _time_vectors(self, timesteps: Tensor, context: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Each has a formula in ``eager`` (the specification) and may have faster implemen
 registry picks one per call.
 """
 
-from . import cpu as _cpu
+from . import cpu  # noqa: F401 (registers its implementations)
 from .attention import attend, attend_over_time
 from .linear import linear
 from .norm import group_norm_mod, spatial_norm_act
@@ -20,4 +20,3 @@ __all__ = [
     "spatial_norm_act",
     "temporal_conv_class",
 ]
-del _cpu

@@ -166,20 +166,23 @@ def _why_no_triton(interpreting: bool) -> str | None:
     return None if interpreting or torch.cuda.is_available() else "no CUDA device was found"
 
 
-def _load(backend: str) -> None:
-    """Import the kernels of a backend the first time they are asked for: Triton is slow to import."""
-    if backend == "triton" and unavailable(backend) is None:
+def _find(operation: Operation, backend: str) -> Implementation | None:
+    """Return the implementation by a backend that can run here, None where it has none.
+
+    Kernels are imported when they are first asked for: Triton is slow to import.
+    """
+    if backend == "triton":
         importlib.import_module(f"{__package__}.triton")
+    return operation.implementations.get(backend)
 
 
 def refusals(operation: Operation, backend: str, args: tuple[Any, ...]) -> list[str]:
-    """Return why ``backend`` would not run ``operation`` on these arguments; empty if it would."""
+    """Return why ``backend`` would not run ``operation`` on these arguments; empty if it would or has no kernel."""
     reason = unavailable(backend)
     if reason is not None:
         return [reason]
-    _load(backend)
-    implementation = operation.implementations.get(backend)
-    return ["there is no such implementation"] if implementation is None else implementation.refusals(args)
+    implementation = _find(operation, backend)
+    return [] if implementation is None else implementation.refusals(args)
 
 
 def choose(operation: Operation, args: tuple[Any, ...]) -> Implementation:
@@ -190,20 +193,20 @@ def choose(operation: Operation, args: tuple[Any, ...]) -> Implementation:
     """
     forced = forced_backend()
     if forced is not None:
-        # An operation that a backend does not have is computed by its formula: forcing is about the kernels.
-        why = refusals(operation, forced, args) if forced != "eager" else []
-        if why and not (forced in ("triton", "cpu") and why == ["there is no such implementation"]):
+        why = refusals(operation, forced, args)
+        if why:
             raise NoBackendError(
                 f"{operation.name} was told to use the backend {forced!r}, which needs: {'; '.join(why)}: "
                 f"take {VARIABLE} or use_backend away, or meet that"
             )
+        # An operation that a backend does not have is computed by its formula: forcing is about the kernels.
         return operation.implementations.get(forced, operation.implementations["eager"])
     on_gpu = args[0].is_cuda
     for backend in BACKENDS:
         # On a CPU Triton means its interpreter, which is for tests and has to be asked for.
         if backend == ("cpu" if on_gpu else "triton"):
             continue
-        if not refusals(operation, backend, args):
+        if not refusals(operation, backend, args) and backend in operation.implementations:
             return operation.implementations[backend]
     raise NoBackendError(f"{operation.name} found no implementation: report this, the formula should always run")
 
@@ -221,9 +224,7 @@ def describe_backends() -> list[tuple[str, str, str]]:
     for operation in OPERATIONS.values():
         for backend in BACKENDS:
             reason = unavailable(backend)
-            if reason is None:
-                _load(backend)
-            implementation = operation.implementations.get(backend)
+            implementation = None if reason is not None else _find(operation, backend)
             if reason is not None:
                 state = f"cannot run: {reason}"
             elif implementation is None:

@@ -59,7 +59,7 @@ class TextImageGuider(CFGGuider):
             options,
         )
         weights = text_image_weights(self.guidance_scale, self.image_guidance)
-        denoised = mix_branches(torch.cat([both, image, neither]), list(weights), both.dtype)
+        denoised = mix_branches([both, image, neither], weights, both.dtype)
         for function in options.get("sampler_post_cfg_function", []):
             denoised = function(
                 {

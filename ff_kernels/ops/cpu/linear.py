@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..constraints import ON_CPU
 from ..eager import linear as formulas
 from ..linear import _linear
 from ..registry import Constraint, implements
@@ -15,7 +16,7 @@ def _has_fused_linear() -> bool:
 @implements(
     _linear,
     "cpu",
-    Constraint("tensors are on the CPU", lambda x, *_: x.device.type == "cpu"),
+    ON_CPU,
     Constraint("x and weight are float32", lambda x, weight, *_: x.dtype is weight.dtype is torch.float32),
     Constraint("this torch has the fused linear layers of oneDNN", lambda *_: _has_fused_linear()),
 )

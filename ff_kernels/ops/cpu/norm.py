@@ -8,18 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..constraints import CHANNELS_LAST, ON_CPU
 from ..eager.norm import blocks_of
 from ..norm import _group_norm_mod, _spatial_norm_act
 from ..registry import Constraint, implements
 
-_ON_CPU = Constraint("tensors are on the CPU", lambda x, *_: x.device.type == "cpu")
 _SINGLE = Constraint("x is float32", lambda x, *_: x.dtype is torch.float32)
-_CHANNELS_LAST = Constraint(
-    "x is channels-last in memory", lambda x, *_: x.is_contiguous(memory_format=torch.channels_last)
-)
 
 
-@implements(_group_norm_mod, "cpu", _ON_CPU, _SINGLE, _CHANNELS_LAST)
+@implements(_group_norm_mod, "cpu", ON_CPU, _SINGLE, CHANNELS_LAST)
 def group_norm_mod(x: Tensor, rows: Tensor, groups: int, cyclic: bool, activate: bool, eps: float) -> Tensor:
     """Let torch's own norm apply scale and shift as its gain and bias: samples of one row have them in common."""
     N, C, H, W = x.shape
@@ -47,7 +44,7 @@ def _runs(samples: int, rows: int, cyclic: bool) -> list[tuple[int, int, int]]:
     return [(row * share, (row + 1) * share, row) for row in range(rows)]
 
 
-@implements(_spatial_norm_act, "cpu", _ON_CPU, _SINGLE, _CHANNELS_LAST)
+@implements(_spatial_norm_act, "cpu", ON_CPU, _SINGLE, CHANNELS_LAST)
 def spatial_norm_act(
     x: Tensor, gain: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, groups: int, activate: bool, eps: float
 ) -> Tensor:

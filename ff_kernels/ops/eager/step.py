@@ -1,5 +1,7 @@
 """One step of the sampler after the network has spoken: guidance, estimate, clipping, posterior, noise."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,11 +40,11 @@ def clip_to_range(denoised: Tensor) -> Tensor:
     return denoised.clamp(-1.0, 1.0)
 
 
-def mix_branches(predictions: Tensor, weights: list[float], dtype: torch.dtype) -> Tensor:
-    """Return the weighted sum of stacked branches, ``[K * N, ...]`` to ``[N, ...]``, in ``dtype``."""
+def mix_branches(branches: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """Return the weighted sum of K branches ``[N, ...]`` in ``dtype``."""
     # The last branch first: the releases begin their three-branch sum with the unconditional one.
-    parts = [weight * part.to(dtype) for weight, part in zip(weights, predictions.chunk(len(weights)), strict=True)]
-    return sum(reversed(parts[:-1]), parts[-1]) if weights != [1.0] else predictions.to(dtype)
+    *others, last = [weight * branch.to(dtype) for weight, branch in zip(weights, branches, strict=True)]
+    return sum(reversed(others), last)
 
 
 def sample_step(
@@ -57,7 +59,7 @@ def sample_step(
 ) -> tuple[Tensor, Tensor]:
     """Formula of ``ops.sample_step``."""
     signal, level, x0_gain, x_gain, noise_gain = coefficients
-    denoised = mix_branches(predictions, weights, x.dtype)
+    denoised = mix_branches(predictions.chunk(len(weights)), weights, x.dtype)
     if predicted != "denoised":
         denoised = (denoised_from_v if predicted == "v" else denoised_from_eps)(x, denoised, signal, level)
     if clip != "none":

@@ -33,16 +33,6 @@ def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
         kernel[(programs,)](*args, **options)
 
 
-def power_of_two(number: int) -> int:
-    """Return the smallest power of two that is at least ``number``: the sizes Triton's tiles may have."""
-    return triton.next_power_of_2(number)
-
-
-def share_out(number: int, size: int) -> int:
-    """Return how many pieces of ``size`` hold ``number`` things."""
-    return -(-number // size)
-
-
 def same_dtype(*args: Any) -> bool:
     """Return whether all tensors among the arguments have one dtype."""
     return len({a.dtype for a in args if isinstance(a, Tensor)}) == 1

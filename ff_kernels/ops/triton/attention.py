@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..attention import _attend_over_time
 from ..registry import Constraint, implements
-from ._runtime import FLOATS, NOT_EMPTY, ON_DEVICE, launch, power_of_two, same_dtype, share_out
+from ._runtime import FLOATS, NOT_EMPTY, ON_DEVICE, launch, same_dtype
 
 # Elements of the queries of a program: 32 per thread of four warps, as many again for the results, float32.
 TILE = 4096
@@ -85,11 +85,11 @@ def attend_over_time(query: Tensor, key: Tensor, value: Tensor, heads: int) -> T
     """Attend at some pixels and one head per program, without a copy of slices of one projection."""
     B, T, P, C = query.shape
     channels = C // heads
-    frames, depth = power_of_two(T), power_of_two(channels)
-    pixels = min(max(1, TILE // (frames * depth)), power_of_two(P))
+    frames, depth = triton.next_power_of_2(T), triton.next_power_of_2(channels)
+    pixels = min(max(1, TILE // (frames * depth)), triton.next_power_of_2(P))
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     launch(
-        _attention_kernel, B * share_out(P, pixels) * heads, query, key, value, out,
+        _attention_kernel, B * triton.cdiv(P, pixels) * heads, query, key, value, out,
         T, P, heads, channels, channels**-0.5, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
         PIXELS=pixels, FRAMES=frames, CHANNELS=depth, num_warps=WARPS,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..linear import _linear
 from ..registry import Constraint, forced_backend, implements
-from ._runtime import FLOATS, NOT_EMPTY, ON_DEVICE, dot, launch, same_dtype, share_out
+from ._runtime import FLOATS, NOT_EMPTY, ON_DEVICE, dot, launch, same_dtype
 
 # Below this many lines a product only streams its weights, which the vendor's library splits better.
 MIN_LINES = 128
@@ -100,7 +100,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
     tile = {"LINES": 128, "OUTPUTS": 128 if N % 128 == 0 else 64, "INPUTS": 64 if x.element_size() == 2 else 32}
     may_round = torch.backends.cuda.matmul.allow_tf32
     launch(
-        _linear_kernel, share_out(M, tile["LINES"]) * share_out(N, tile["OUTPUTS"]), lines, weight,
+        _linear_kernel, triton.cdiv(M, tile["LINES"]) * triton.cdiv(N, tile["OUTPUTS"]), lines, weight,
         weight if bias is None else bias.contiguous(), after, out,
         M, N, K, lines.stride(0), *weight.stride(), after.stride(0) if residual is not None else N,
         **tile, BAND=8, PRECISION="tf32" if may_round else "ieee",

@@ -16,9 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..constraints import CHANNELS_LAST
 from ..norm import ONE_PASS_POSITIONS, _group_norm_mod, _spatial_norm_act
 from ..registry import Constraint, implements
-from ._runtime import FLOATS, NOT_EMPTY, ON_DEVICE, launch, power_of_two, share_out
+from ._runtime import FLOATS, NOT_EMPTY, ON_DEVICE, launch
 
 # Elements of a tile: 16 per thread of four warps, three float32 of each in registers while statistics are taken.
 TILE = 2048
@@ -237,19 +238,19 @@ def plan(x: Tensor, groups: int) -> Plan:
     per_program = 1
     while 2 * per_program * per_group <= LANES and per_program < min(groups, LANES // 2):
         per_program *= 2
-    lanes = power_of_two(per_program * per_group)
+    lanes = triton.next_power_of_2(per_program * per_group)
     rows = max(1, TILE // lanes)
     is_small = P <= ONE_PASS_POSITIONS
     # Whole tiles, so that only the last chunk of a picture has an unfinished one.
-    chunk = P if is_small else share_out(max(CHUNK_POSITIONS, share_out(P, MAX_CHUNKS)), rows) * rows
-    chunks, blocks = share_out(P, chunk), share_out(groups, per_program)
+    chunk = P if is_small else triton.cdiv(max(CHUNK_POSITIONS, triton.cdiv(P, MAX_CHUNKS)), rows) * rows
+    chunks, blocks = triton.cdiv(P, chunk), triton.cdiv(groups, per_program)
     tile = {
         "PER_PROGRAM": per_program,
         "PER_GROUP": per_group,
-        "GROUPS": power_of_two(per_program),
+        "GROUPS": triton.next_power_of_2(per_program),
         "ROWS": rows,
         "LANES": lanes,
-        "CHUNKS": 0 if is_small else power_of_two(chunks),
+        "CHUNKS": 0 if is_small else triton.next_power_of_2(chunks),
     }
     sizes = (N * groups * chunks, P, C, groups, blocks, chunk, chunks)
     return Plan(N * blocks * chunks, (0,) if is_small else (2, N, groups, chunks), sizes, tile)
@@ -264,9 +265,6 @@ def _statistics(x: Tensor, cut: Plan) -> Tensor:
     return partials
 
 
-_CHANNELS_LAST = Constraint(
-    "x is channels-last in memory", lambda x, *_: x.is_contiguous(memory_format=torch.channels_last)
-)
 _TWO_GIGA = Constraint(
     "a picture has fewer than 2^31 elements", lambda x, *_: x.shape[1] * x.shape[2] * x.shape[3] < 2**31
 )
@@ -279,7 +277,7 @@ def _narrow(at: int) -> Constraint:
     )
 
 
-@implements(_group_norm_mod, "triton", ON_DEVICE, FLOATS, NOT_EMPTY, _CHANNELS_LAST, _TWO_GIGA, _narrow(2))
+@implements(_group_norm_mod, "triton", ON_DEVICE, FLOATS, NOT_EMPTY, CHANNELS_LAST, _TWO_GIGA, _narrow(2))
 def group_norm_mod(x: Tensor, rows: Tensor, groups: int, cyclic: bool, activate: bool, eps: float) -> Tensor:
     """Normalise, modulate and activate with one rounding: one kernel for small pictures, two for large ones."""
     cut = plan(x, groups)
@@ -294,7 +292,7 @@ def group_norm_mod(x: Tensor, rows: Tensor, groups: int, cyclic: bool, activate:
     return out
 
 
-@implements(_spatial_norm_act, "triton", ON_DEVICE, FLOATS, NOT_EMPTY, _CHANNELS_LAST, _TWO_GIGA, _narrow(5))
+@implements(_spatial_norm_act, "triton", ON_DEVICE, FLOATS, NOT_EMPTY, CHANNELS_LAST, _TWO_GIGA, _narrow(5))
 def spatial_norm_act(
     x: Tensor, gain: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, groups: int, activate: bool, eps: float
 ) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..registry import Constraint, implements
 from ..step import _sample_step
-from ._runtime import FLOATS, NOT_EMPTY, ON_DEVICE, launch, share_out
+from ._runtime import FLOATS, NOT_EMPTY, ON_DEVICE, launch
 
 MAX_BRANCHES = 4
 # Elements of a tile of the kernel that runs over a whole sample, and of the one that does not have to.
@@ -226,7 +226,7 @@ def sample_step(
         )  # fmt: skip
     else:
         launch(
-            _step_kernel, share_out(x.numel(), TILE), *tensors, x.numel(), *factors,
+            _step_kernel, triton.cdiv(x.numel(), TILE), *tensors, x.numel(), *factors,
             **options, CLIP=clip == "range", BLOCK=TILE, num_warps=4,
         )  # fmt: skip
     return following, denoised
