@@ -1,9 +1,15 @@
 """Shared fixtures; tests import the installed package `fusionframes`, never the folder."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+# Before anything imports Triton, whose decorators decide then, those of its own library included: the tests of the
+# other folders come first and torch imports it here and there. Nothing uses the interpreter unless it is asked for.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 GOLDEN = Path(__file__).parent / "golden"
 

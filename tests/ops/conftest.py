@@ -1,14 +1,8 @@
 """Kernels run on a CUDA device where there is one, else in Triton's interpreter."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
-
-# Before Triton is imported: its decorator decides. Nothing uses the interpreter unless it is asked for by name.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from fusionframes.ff_kernels.ops import registry
 
