@@ -28,7 +28,8 @@ class Conditions:
         samples: N.
         num_frames: samples of one clip (keyframes) or gaps of one clip (interpolation).
         is_temporal: False in the image mode of release 1.1, where temporal blocks are skipped.
-        merge: None, or ``[N]`` factors of 0 or 1 on every temporal merge (release 1.1 interpolation).
+        mixing: how many of the N samples, from the first on, mix over time; None for all (release 1.1 interpolation).
+        merge: None, or ``[mixing]`` factors on the temporal merges of those samples.
     """
 
     modulations: tuple[Tensor | None, ...]
@@ -38,6 +39,7 @@ class Conditions:
     samples: int
     num_frames: int
     is_temporal: bool = True
+    mixing: int | None = None
     merge: Tensor | None = None
 
     def modulation(self, slot: int, step: int) -> Tensor:
@@ -99,6 +101,24 @@ def part_rows(context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | No
     single = rest[torch.arange(len(rest), device=rest.device), places]
     mask = mask[:attending]
     return context[:attending], None if bool(mask.all()) else mask, single
+
+
+def part_merge(merge: Tensor | None, num_frames: int) -> tuple[int | None, Tensor | None]:
+    """Part the samples whose temporal merges are factored by 0, and so do nothing, from those before them.
+
+    Args:
+        merge: None, or ``[N]`` factors.
+        num_frames: samples of a clip, which stay together.
+
+    Returns:
+        ``mixing`` and ``merge`` of ``Conditions``.
+    """
+    if merge is None:
+        return None, None
+    known = merge.cpu()
+    clips = known.unflatten(0, (-1, num_frames)).any(dim=1).nonzero()
+    mixing = (int(clips.max()) + 1) * num_frames if len(clips) else 0
+    return mixing, None if bool((known[:mixing] == 1).all()) else merge[:mixing]
 
 
 def combine_rows(time: Tensor, position: Tensor, frames_per_row: int) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import Embedding, ResNetBlock
-from .conditions import Conditions, cut_context
+from .conditions import Conditions, cut_context, part_merge
 from .layers import Layers
 from .temporal_blocks import MergingAttentionBlock, MergingConvBlockV10, MergingConvBlockV11
 from .unet import BlockSet, UNet, expand_rows
@@ -84,7 +84,10 @@ class InterpolationUNet(UNet):
         else:
             time = self._merge_conditions(time, noise_level, skip_frames, rows) + pooled
         merge = None if merge is None else merge.to(context.device).repeat_interleave(per_row, 0)
-        return self._tables(valid, mask, {"time": time}, samples=rows * per_row, num_frames=num_gaps, merge=merge)
+        mixing, merge = part_merge(merge, num_gaps)
+        return self._tables(
+            valid, mask, {"time": time}, samples=rows * per_row, num_frames=num_gaps, mixing=mixing, merge=merge
+        )
 
     def _merge_conditions(
         self, time: Tensor, noise_level: Tensor | float, skip_frames: Tensor | int, rows: int

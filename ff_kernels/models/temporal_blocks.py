@@ -1,5 +1,8 @@
 """Blocks that mix the samples of a clip over time (paper section 4.2; released variant Conv1dAttn1dBlocks)."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from ..ops import attend_over_time
@@ -96,6 +99,15 @@ class TemporalAttentionBlock(nn.Module):
         return add_feed_forward(self.feed_forward, x, out_norm(x, step))
 
 
+def mix_in_time(x: Tensor, step: Step, mix: Callable[[Tensor], Tensor]) -> Tensor:
+    """Run ``mix`` on the samples that mix over time and hand the others through; see ``Conditions.mixing``."""
+    mixing = step.conditions.mixing
+    if mixing is None or mixing == len(x):
+        return mix(x)
+    # Release 1.1: the unconditional half runs without any mixing over time, so its part of the work is dead.
+    return torch.cat([mix(x[:mixing]), x[mixing:]]) if mixing else x
+
+
 def merge_time(x: Tensor, mixed: Tensor, weight: Tensor, step: Step) -> Tensor:
     """Blend a spatial and a temporal result: ``(1 - a) * x + a * mixed`` with the trained scalar ``a``.
 
@@ -103,9 +115,8 @@ def merge_time(x: Tensor, mixed: Tensor, weight: Tensor, step: Step) -> Tensor:
     """
     weight = weight.to(x)
     if step.conditions.merge is not None:
-        # Release 1.1: 0 for the unconditional half, which so runs without any mixing over time.
         weight = weight * step.conditions.merge.to(x)[:, None, None, None]
-    return (1 - weight) * x + weight * mixed
+    return torch.lerp(x, mixed, weight)
 
 
 class TemporalMergeConv(nn.Module):
@@ -118,6 +129,9 @@ class TemporalMergeConv(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Map ``[N, C, H, W]`` to the same shape."""
+        return mix_in_time(x, step, lambda part: self._mix(part, step))
+
+    def _mix(self, x: Tensor, step: Step) -> Tensor:
         mixed = from_clips(self.temporal_projection(as_clips(x, step.conditions.num_frames)), x)
         return merge_time(x, mixed, self.temporal_merge, step)
 
@@ -140,7 +154,8 @@ class MergingConvBlockV10(ConvBlock):
         """Mix the gaps of a clip."""
         if self.folded_time is not None:
             return run_in_time(self.folded_time, x, step.conditions.num_frames)
-        return TemporalMergeConv.forward(self, x, step)
+        mixed = run_in_time(self.temporal_projection, x, step.conditions.num_frames)
+        return merge_time(x, mixed, self.temporal_merge, step)
 
 
 class MergingConvBlockV11(ConvBlock):
@@ -173,6 +188,9 @@ class MergingAttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Map ``[N, C, H, W]`` to the same shape."""
+        return mix_in_time(x, step, lambda part: self._mix(part, step))
+
+    def _mix(self, x: Tensor, step: Step) -> Tensor:
         mixed = self.attention(self.in_norm(x, step), step.conditions.num_frames)
         x = merge_time(x, mixed, self.temporal_merge1, step)
         mixed = self.feed_forward(self.out_norm(x, step))

@@ -1,9 +1,14 @@
 """The targets that our side has to meet at full size, counted on the meta device."""
 
 import pytest
+import torch
 
 from fusionframes.ff_kernels.bench.counting import TARGETS, figure, record_ours
+from fusionframes.ff_kernels.bench.known_values import KnownValues
 from fusionframes.ff_kernels.bench.workloads import WORKLOADS
+from fusionframes.ff_kernels.models.configs import INTERPOLATION_V11
+from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
+from fusionframes.ff_kernels.roofline import record
 
 # Remove a line when the target is met.
 UNMET = {
@@ -36,3 +41,21 @@ def test_ours_stays_within_the_target(ours, target):
 
 def test_unmet_targets_are_targets():
     assert UNMET.keys() <= {(target.workload, target.figure) for target in TARGETS}
+
+
+def test_interpolation_v11_does_not_work_over_time_where_the_result_is_dropped():
+    """The unconditional half has every temporal merge at 0: 16 % of the step (kernels.md, E11)."""
+    network = InterpolationUNet(INTERPOLATION_V11, device="meta", dtype=torch.float16)
+    x = torch.empty(22, INTERPOLATION_V11.num_channels, 64, 64, dtype=torch.float16, device="meta")
+    x = x.contiguous(memory_format=torch.channels_last)
+    flops = {}
+    for name, merge in (("released", [1.0, 1.0]), ("ours", [1.0, 0.0])):
+        with torch.no_grad(), KnownValues():
+            told = (
+                torch.empty(2, 33, INTERPOLATION_V11.context_dim, dtype=torch.float16, device="meta"),
+                torch.ones(2, 33, dtype=torch.long, device="meta"),
+                torch.arange(10, device="meta"),
+            )
+            conditions = network.prepare(*told, num_gaps=11, skip_frames=3, merge=torch.tensor(merge))
+        flops[name] = record(lambda c=conditions: network(x, c), network).flops
+    assert 1 - flops["ours"] / flops["released"] == pytest.approx(0.16, abs=0.01)
