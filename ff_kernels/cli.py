@@ -211,7 +211,8 @@ def _settings(options: argparse.Namespace) -> Any:
         fps=options.fps, width=options.width, height=options.height, steps=options.steps,
         guidance_scale=options.guidance, image_guidance=options.image_guidance,
         interpolation_guidance=options.interpolation_guidance, motion_score=MOTION_SCORES[options.motion],
-        num_frames=options.keyframes, seed=options.seed, is_mended=options.mend, is_stacked=not options.low_memory,
+        num_frames=options.keyframes, seed=options.seed, is_mended=options.mend,
+        is_stacked=False if options.low_memory else None,
     )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """Prompt to frames: the stages joined, with files, sizes in pixels, seeds and progress."""
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from .folding import fold
 from .model_files import ModelFiles, find_models
 from .models.text_encoder import project_context
 from .pictures import fit_as_released, fit_covering
+from .runtime.budget import fits, free_bytes, step_bytes
+from .runtime.clock import Clock, Progress
 from .sampling.noise import KEYFRAMES, PICTURE, SeededNoise, pass_stream, stage_seeds
 from .sampling.samplers import Callback
 from .settings import DEFAULT_STEPS, LEVELS, Settings, resolve_settings
@@ -31,9 +32,6 @@ from .stages import (
     sample_picture_v11,
 )
 from .tokenizer import MAX_TOKENS, Tokenizer
-
-# Called after every step with the stage, the steps done and the steps in all; True stops the run.
-Progress = Callable[[str, int, int], bool | None]
 
 
 @dataclass(frozen=True)
@@ -186,8 +184,16 @@ class Pipeline:
             self.models.require("projection")
         return projection.to(self._dtype_of("text_encoder"))
 
-    def _run(self, settings: Settings, clips: int, stream: int, callback: Callback | None) -> Run:
-        return Run(SeededNoise(stage_seeds(settings.seed, clips, stream)), settings.is_stacked, callback)
+    def _run(
+        self, stage: str, settings: Settings, stream: int, callback: Callback | None, *, clips: int, samples: int,
+        size: tuple[int, int],
+    ) -> Run:  # fmt: skip
+        """Return how a stage runs: ``samples`` of ``size`` latents per clip with all guidance branches stacked."""
+        is_stacked, unet = settings.is_stacked, self.network(stage).network
+        if is_stacked is None:
+            needed = step_bytes(clips * samples, size, unet.config.model_channels, self.dtype.itemsize)
+            is_stacked = fits(needed, free_bytes(self.device))
+        return Run(SeededNoise(stage_seeds(settings.seed, clips, stream)), is_stacked, callback)
 
     def _null_embedding(self, stage: str) -> Tensor:
         null_embedding = self.network(stage).null_embedding
@@ -218,7 +224,11 @@ class Pipeline:
             callback: see ``sample_ddpm``.
         """
         loaded = self.network("keyframe")
-        run = self._run(settings, text.context.shape[0], KEYFRAMES, callback)
+        branches = 2 if self.family == "1.0" else 3
+        run = self._run(
+            "keyframe", settings, KEYFRAMES, callback, clips=text.context.shape[0],
+            samples=branches * settings.num_frames, size=self._latent_size(settings),
+        )  # fmt: skip
         null = negative or text.unconditional(self._null_embedding("keyframe"))
         if self.family == "1.0":
             return sample_keyframes_v10(
@@ -250,9 +260,9 @@ class Pipeline:
     def sample_picture(self, text: Text, settings: Settings, callback: Callback | None = None) -> Tensor:
         """Return a first frame ``[2H, 2W, 3]`` in 0..1 drawn from text, release 1.1."""
         loaded = self.network("keyframe")
-        run = self._run(settings, 1, PICTURE, callback)
         # Release 1.1: the first frame is drawn at twice the size asked for (latent side height // 4).
         size = tuple(2 * side for side in self._latent_size(settings))
+        run = self._run("keyframe", settings, PICTURE, callback, clips=1, samples=2, size=size)
         latents = sample_picture_v11(
             loaded.network,
             text,
@@ -296,7 +306,11 @@ class Pipeline:
         loaded = self.network("interpolation")
         null = self._null_embedding("interpolation")
         for i in range(first, first + passes):
-            run = self._run(settings, keyframes.shape[0], pass_stream(i), callback)
+            clips, frames, _, *sides = keyframes.shape
+            run = self._run(
+                "interpolation", settings, pass_stream(i), callback, clips=clips, samples=2 * (frames - 1),
+                size=tuple(sides),
+            )  # fmt: skip
             steps = settings.steps if self.family == "1.0" else None
             keyframes = interpolate(
                 loaded.network,
@@ -368,7 +382,7 @@ class Pipeline:
         settings = self.resolve(settings or Settings())
         passes, fps = LEVELS[settings.fps]
         self._check_inputs(negative, picture, passes, decoder)
-        clock = _Clock(progress)
+        clock = Clock(progress)
         with clock("text"):
             text = self.encode_text([prompt])
             negatives = self.encode_negative([negative], [prompt]) if negative else None
@@ -405,26 +419,3 @@ class Pipeline:
         needed += ["movq"] if self.family == "1.1" and picture is None else []
         for stage in needed:
             self.models.require(stage)
-
-
-class _Clock:
-    """Times the stages and passes their steps on."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress, self.seconds, self.stage, self.start = progress, {}, "", 0.0
-
-    def __call__(self, stage: str) -> "_Clock":
-        self.stage = stage
-        return self
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds[self.stage] = time.perf_counter() - self.start
-
-    def count(self, done: int, total: int) -> bool:
-        return bool(self.progress and self.progress(self.stage, done, total))
-
-    def step(self, done: int, total: int, denoised: Tensor) -> bool:
-        return self.count(done, total)

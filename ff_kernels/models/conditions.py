@@ -55,10 +55,17 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a run: the tables and which of their rows to read."""
+    """One step of a run: the tables and which of their rows to read.
+
+    Attributes:
+        conditions: the tables.
+        index: number of the step in them.
+        first: which of the N samples the first one is where a block runs some of them at a time.
+    """
 
     conditions: Conditions
     index: int
+    first: int = 0
 
 
 def cut_context(context: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:

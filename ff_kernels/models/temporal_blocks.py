@@ -193,5 +193,5 @@ class MergingAttentionBlock(nn.Module):
     def _mix(self, x: Tensor, step: Step) -> Tensor:
         mixed = self.attention(self.in_norm(x, step), step.conditions.num_frames)
         x = merge_time(x, mixed, self.temporal_merge1, step)
-        mixed = self.feed_forward(self.out_norm(x, step))
+        mixed = add_feed_forward(self.feed_forward, None, self.out_norm(x, step))
         return merge_time(x, mixed, self.temporal_merge2, step)

@@ -6,6 +6,7 @@ import torch
 from fusionframes.ff_kernels.bench.counting import TARGETS, figure, record_ours
 from fusionframes.ff_kernels.bench.known_values import KnownValues
 from fusionframes.ff_kernels.bench.workloads import WORKLOADS
+from fusionframes.ff_kernels.models import blocks
 from fusionframes.ff_kernels.models.configs import INTERPOLATION_V11
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
 from fusionframes.ff_kernels.roofline import record
@@ -37,6 +38,16 @@ def ours():
 @pytest.mark.parametrize("target", [marked(target) for target in TARGETS])
 def test_ours_stays_within_the_target(ours, target):
     assert figure(ours(target.workload), target.figure, WORKLOADS[target.workload]) <= target.limit
+
+
+def test_parts_of_feed_forwards_and_blocks_lower_the_peak_of_a_keyframe_step(ours, monkeypatch):
+    parted = ours("keyframes-512")
+    monkeypatch.setattr(blocks, "HIDDEN_BYTES", 1 << 50)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 50)
+    whole = record_ours(WORKLOADS["keyframes-512"])
+    assert parted.peak_bytes < 0.83e9
+    assert parted.peak_bytes < 0.81 * whole.peak_bytes
+    assert parted.flops == whole.flops
 
 
 def test_unmet_targets_are_targets():
