@@ -11,17 +11,6 @@ from fusionframes.ff_kernels.models.configs import INTERPOLATION_V11
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
 from fusionframes.ff_kernels.roofline import record
 
-# Remove a line when the target is met.
-UNMET = {
-    ("decode-512", "bytes"): "residual adds and the maps of the norms are passes of their own",
-}
-
-
-def marked(target):
-    reason = UNMET.get((target.workload, target.figure))
-    marks = [] if reason is None else [pytest.mark.xfail(strict=False, reason=reason)]
-    return pytest.param(target, marks=marks, id=f"{target.workload}-{target.figure}")
-
 
 @pytest.fixture(scope="module")
 def ours():
@@ -35,7 +24,7 @@ def ours():
     return get
 
 
-@pytest.mark.parametrize("target", [marked(target) for target in TARGETS])
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.workload}-{target.figure}")
 def test_ours_stays_within_the_target(ours, target):
     assert figure(ours(target.workload), target.figure, WORKLOADS[target.workload]) <= target.limit
 
@@ -48,10 +37,6 @@ def test_parts_of_feed_forwards_and_blocks_lower_the_peak_of_a_keyframe_step(our
     assert parted.peak_bytes < 0.83e9
     assert parted.peak_bytes < 0.81 * whole.peak_bytes
     assert parted.flops == whole.flops
-
-
-def test_unmet_targets_are_targets():
-    assert UNMET.keys() <= {(target.workload, target.figure) for target in TARGETS}
 
 
 def test_interpolation_v11_does_not_work_over_time_where_the_result_is_dropped():
