@@ -1,5 +1,6 @@
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_decode_wrong_channels_names_the_shape():
 def test_layers_of_a_host_are_called_for_the_maps():
     # A host may keep the weights elsewhere until the layer runs, so the norm must not read them by itself.
     class HostConv(nn.Conv2d):
-        called = set()
+        called: ClassVar[set] = set()
 
         def forward(self, x):
             self.called.add(self)
