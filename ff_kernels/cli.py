@@ -130,6 +130,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="keep the networks as released instead of folding linear layers"
     )
+    parser.add_argument(
+        "--no-graphs", action="store_true", help="launch every step anew instead of replaying a CUDA graph"
+    )
     parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
     parser.set_defaults(run=run_generate)
 
@@ -182,6 +185,7 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
         "dtype": getattr(torch, name),
         "keeps_networks": not options.low_memory,
         "is_strict": options.strict,
+        "uses_graphs": not options.no_graphs,
     }
     if options.model is not None:
         return Pipeline.from_folder(options.model, **choices)

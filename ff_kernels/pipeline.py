@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from .errors import CheckpointError, InputError
 from .folding import fold
 from .model_files import ModelFiles, find_models
 from .models.text_encoder import project_context
+from .models.unet import UNet
 from .pictures import fit_as_released, fit_covering
 from .runtime.budget import fits, free_bytes, step_bytes
 from .runtime.clock import Clock, Progress
+from .runtime.graph import CudaCapture, Graphs
+from .runtime.parking import park
 from .sampling.noise import KEYFRAMES, PICTURE, SeededNoise, pass_stream, stage_seeds
 from .sampling.samplers import Callback
 from .settings import DEFAULT_STEPS, LEVELS, Settings, resolve_settings
@@ -67,6 +71,7 @@ class Pipeline:
         keeps_networks: keep a stage's network after the stage; False frees it, for a small card.
         is_strict: keep the networks as released; False folds linear layer after linear layer, the same function up to
             rounding (``folding.fold``).
+        uses_graphs: on a CUDA device, record a sampling step once and replay it (``runtime.graph``).
         defaults: settings to start from where the caller's are None.
     """
 
@@ -78,13 +83,16 @@ class Pipeline:
         dtype: torch.dtype = torch.float32,
         keeps_networks: bool = True,
         is_strict: bool = False,
+        uses_graphs: bool = True,
         defaults: Settings | None = None,
     ) -> None:
         self.models, self.device, self.dtype = models, torch.device(device), dtype
         self.family = models.family
         self.keeps_networks, self.is_strict = keeps_networks, is_strict
+        self.uses_graphs = uses_graphs and self.device.type == "cuda"
         self.defaults = defaults or Settings(fps="low", width=512, height=512)
         self._networks: dict[str, Loaded] = {}
+        self._conditioners: dict[str, AbstractContextManager] = {}
         self._tokenizer: Tokenizer | None = None
 
     @classmethod
@@ -97,11 +105,15 @@ class Pipeline:
         if stage not in self._networks:
             if not self.keeps_networks:
                 self._networks.clear()
+                self._conditioners.clear()
             loaded = load_contents(
                 *self.models.require(stage), stage=stage, device=self.device, dtype=self._dtype_of(stage)
             )
             if loaded.network is not None and not self.is_strict:
                 fold(loaded.network)
+            if isinstance(loaded.network, UNet) and self.device.type != "cpu":
+                # A third of a U-Net's weights is read once per run; on the device they would only take room.
+                self._conditioners[stage] = park(loaded.network.conditioner_modules(), self.device)
             self._networks[stage] = loaded
         return self._networks[stage]
 
@@ -193,7 +205,9 @@ class Pipeline:
         if is_stacked is None:
             needed = step_bytes(clips * samples, size, unet.config.model_channels, self.dtype.itemsize)
             is_stacked = fits(needed, free_bytes(self.device))
-        return Run(SeededNoise(stage_seeds(settings.seed, clips, stream)), is_stacked, callback)
+        noise = SeededNoise(stage_seeds(settings.seed, clips, stream))
+        graphs = Graphs(CudaCapture(self.device)) if self.uses_graphs else None
+        return Run(noise, is_stacked, callback, self._conditioners.get(stage, nullcontext()), graphs)
 
     def _null_embedding(self, stage: str) -> Tensor:
         null_embedding = self.network(stage).null_embedding

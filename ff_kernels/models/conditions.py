@@ -4,7 +4,8 @@ N samples are R rows of ``frames_per_row`` neighbouring samples each: a row is o
 (kernels.md, E6 to E8). Temporal layers see the N samples as clips of ``num_frames`` samples.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -46,6 +47,16 @@ class Conditions:
         """Return the rows of the norm in ``slot`` at ``step``."""
         table = self.modulations[slot]
         return table[min(step, table.shape[0] - 1)]
+
+    def rows_of(self, step: int) -> list[Tensor]:
+        """Return the rows at ``step`` of every table that differs from step to step."""
+        return [table[step] for table in self.modulations if table is not None and len(table) > 1]
+
+    def with_rows(self, rows: Sequence[Tensor]) -> "Conditions":
+        """Return the tables of a single step whose rows are ``rows``, in the order of ``rows_of``."""
+        left = iter(rows)
+        tables = (t if t is None or len(t) == 1 else next(left)[None] for t in self.modulations)
+        return replace(self, modulations=tuple(tables))
 
     def attending(self, slot: int) -> int:
         """Return how many of the N samples, from the first on, attend to their text."""

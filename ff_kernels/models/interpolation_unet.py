@@ -40,6 +40,10 @@ class InterpolationUNet(UNet):
         self.skip_merge = layers.parameter(1)
         self.skip_embeddings = layers.embedding(SKIP_FRAMES_ROWS, self.config.time_embed_dim)
 
+    def conditioner_modules(self) -> list[nn.Module]:
+        """Return the modules whose weights only ``prepare`` reads."""
+        return [*super().conditioner_modules(), self.skip_embeddings]
+
     def prepare(
         self,
         context: Tensor,
