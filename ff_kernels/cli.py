@@ -184,7 +184,7 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
         "device": device,
         "dtype": getattr(torch, name),
         "keeps_networks": not options.low_memory,
-        "is_strict": options.strict,
+        "parity": "strict" if options.strict else "fast",
         "uses_graphs": not options.no_graphs,
     }
     if options.model is not None:
@@ -276,11 +276,12 @@ def run_verify(options: argparse.Namespace) -> int:
     if not options.folder.is_dir():
         raise InputError(f"expected a folder of reference cases, found none at '{options.folder}': check the path")
     checks = []
-    print(f"{'case':32} {'tensor':32} {'error':>10} {'limit':>8}")
+    print(f"{'case':32} {'tensor':32} {'parity':7} {'error':>10} {'limit':>8}")
     for check in verify(options.folder):
         checks.append(check)
         verdict = "pass" if check.passed else "FAIL"
-        print(f"{check.case:32} {check.tensor:32} {check.error:10.2e} {check.limit:8.0e}  {verdict}", flush=True)
+        measured = f"{check.error:10.2e} {check.limit:8.0e}  {verdict}"
+        print(f"{check.case:32} {check.tensor:32} {check.parity:7} {measured}", flush=True)
     failed = sum(not check.passed for check in checks)
     print(f"{len(checks) - failed} passed, {failed} failed")
     return EXIT_FAILED if failed else 0

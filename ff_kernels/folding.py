@@ -7,17 +7,33 @@ weights by name does without.
 
 import itertools
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from .errors import InputError
 from .models.blocks import Attention, AttentionBlock, ConvBlock
 from .models.layers import is_pointwise
 from .models.movq import Upsample
 from .models.temporal_blocks import MergingConvBlockV10, TemporalSelfAttention
 from .ops import temporal_conv_class
 
+# "strict" keeps every layer as released; "fast" folds. Tables of a run hold what the release's own linear layers give,
+# in the dtype of the weights, so that nothing else is rounded on either path.
+Parity = Literal["strict", "fast"]
+
 _TimeConv = temporal_conv_class(nn.Conv3d)
+
+
+def require_parity(parity: str) -> None:
+    """Refuse what is neither "strict" nor "fast".
+
+    Raises:
+        InputError: naming both.
+    """
+    if parity not in get_args(Parity):
+        raise InputError(f"expected a parity of {' or '.join(get_args(Parity))}, got {parity!r}: choose one of them")
 
 
 @torch.no_grad()

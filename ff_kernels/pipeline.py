@@ -14,7 +14,7 @@ from torch import Tensor
 from .checkpoints.loading import Loaded, load_contents
 from .decoding import blend_overlap, decode
 from .errors import CheckpointError, InputError
-from .folding import fold
+from .folding import Parity, require_parity
 from .model_files import ModelFiles, find_models
 from .models.text_encoder import project_context
 from .models.unet import UNet
@@ -69,8 +69,8 @@ class Pipeline:
         dtype: dtype of the U-Nets; the text encoder takes bfloat16 where this is float16, which overflows at the
             size of Flan-UL2, and MoVQ stays in float32 as release 1.1 has it.
         keeps_networks: keep a stage's network after the stage; False frees it, for a small card.
-        is_strict: keep the networks as released; False folds linear layer after linear layer, the same function up to
-            rounding (``folding.fold``).
+        parity: "strict" keeps the networks as released, "fast" folds linear layer after linear layer, the same
+            function up to rounding (``folding.fold``).
         uses_graphs: on a CUDA device, record a sampling step once and replay it (``runtime.graph``).
         defaults: settings to start from where the caller's are None.
     """
@@ -82,13 +82,14 @@ class Pipeline:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         keeps_networks: bool = True,
-        is_strict: bool = False,
+        parity: Parity = "fast",
         uses_graphs: bool = True,
         defaults: Settings | None = None,
     ) -> None:
         self.models, self.device, self.dtype = models, torch.device(device), dtype
         self.family = models.family
-        self.keeps_networks, self.is_strict = keeps_networks, is_strict
+        require_parity(parity)
+        self.keeps_networks, self.parity = keeps_networks, parity
         self.uses_graphs = uses_graphs and self.device.type == "cuda"
         self.defaults = defaults or Settings(fps="low", width=512, height=512)
         self._networks: dict[str, Loaded] = {}
@@ -107,10 +108,9 @@ class Pipeline:
                 self._networks.clear()
                 self._conditioners.clear()
             loaded = load_contents(
-                *self.models.require(stage), stage=stage, device=self.device, dtype=self._dtype_of(stage)
-            )
-            if loaded.network is not None and not self.is_strict:
-                fold(loaded.network)
+                *self.models.require(stage), stage=stage, device=self.device, dtype=self._dtype_of(stage),
+                parity=self.parity,
+            )  # fmt: skip
             if isinstance(loaded.network, UNet) and self.device.type != "cpu":
                 # A third of a U-Net's weights is read once per run; on the device they would only take room.
                 self._conditioners[stage] = park(loaded.network.conditioner_modules(), self.device)
