@@ -10,6 +10,7 @@ from typing import Any
 
 from . import __version__
 from .errors import FusionFramesError, InputError
+from .progress_bars import Bars
 
 EXIT_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 DTYPES = ("float32", "float16", "bfloat16")
@@ -140,6 +141,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 def run_generate(options: argparse.Namespace) -> int:
     """Make a video file."""
     from .frames_io import check_output, contact_sheet, read_image, write_frames, write_image
+    from .runtime.clock import Clock
 
     check_output(options.output)
     if options.storyboard is not None:
@@ -150,20 +152,23 @@ def run_generate(options: argparse.Namespace) -> int:
     pipeline = _open_pipeline(options)
     settings = pipeline.resolve(_settings(options))
     decoder = {None: None, "image": "movq", "video": "video_movq"}[options.decoder]
-    with _Bars() as bars:
-        clip = pipeline.generate(
+    with Bars() as bars:
+        clip = pipeline.sample(
             options.prompt, settings, negative=options.negative, picture=picture, decoder=decoder, progress=bars
         )
-    written = write_frames(clip.frames, options.output, clip.fps)
+        clock = Clock(bars, clip.seconds)
+        with clock("decoding"):
+            # Straight to the file: the frames of a long clip would fill the memory that its networks leave.
+            chunks = pipeline.decode_chunks(clip.latents, settings, decoder=decoder, should_stop=clock.count)
+            written = write_frames(chunks, options.output, clip.fps, count=len(clip.latents))
     if options.storyboard is not None:
-        keyframes = pipeline.decode(clip.keyframes.to(pipeline.device), settings, decoder=decoder)
-        spacing = (len(clip.frames) - 1) / max(1, len(keyframes) - 1) / clip.fps
+        keyframes = pipeline.decode(clip.keyframes, settings, decoder=decoder)
+        spacing = (len(clip.latents) - 1) / max(1, len(keyframes) - 1) / clip.fps
         write_image(contact_sheet(keyframes, times=[i * spacing for i in range(len(keyframes))]), options.storyboard)
-    height, width = clip.frames.shape[1:3]
     where = written[0] if len(written) == 1 else f"{written[0]} .. {written[-1].name}"
     print(
-        f"{where}: {len(clip.frames)} frames of {width} x {height} at {clip.fps:g} frames per second, "
-        f"seed {settings.seed}"
+        f"{where}: {len(clip.latents)} frames of {settings.width} x {settings.height} at {clip.fps:g} frames per "
+        f"second, seed {settings.seed}"
     )
     print(
         ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in clip.seconds.items())
@@ -243,30 +248,6 @@ def _peak_memory(device: Any) -> str:
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
-
-
-class _Bars:
-    """One progress bar per stage."""
-
-    def __init__(self) -> None:
-        self.bar, self.stage = None, ""
-
-    def __enter__(self) -> "_Bars":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def __call__(self, stage: str, done: int, total: int, unit: str | None = None) -> None:
-        from tqdm import tqdm
-
-        if stage != self.stage:
-            if self.bar is not None:
-                self.bar.close()
-            unit = unit or ("frame" if stage == "decoding" else "step")
-            self.stage, self.bar = stage, tqdm(total=total, desc=stage, unit=unit)
-        self.bar.update(done - self.bar.n)
 
 
 def run_verify(options: argparse.Namespace) -> int:
@@ -383,7 +364,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     loaders = {"lpips": load_lpips, "i3d": load_i3d, "inception": load_inception}
     files = {name: getattr(options, name) for name in loaders}
     networks = Networks(**{name: loaders[name](path, device) for name, path in files.items() if path is not None})
-    with _Bars() as bars, torch.inference_mode():
+    with Bars() as bars, torch.inference_mode():
         result = evaluate(
             options.reference, options.folder, networks, is_paired=not options.unpaired, splits=options.splits,
             progress=lambda done, total: bars("clips", done, total, unit="clip"),

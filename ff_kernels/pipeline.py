@@ -2,9 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .checkpoints.loading import Loaded, load_contents
-from .decoding import blend_overlap, decode
+from .clip import Clip, LatentClip
+from .decoding import blend_overlap, decode_chunks
 from .errors import CheckpointError, InputError
 from .folding import Parity, require_parity
 from .model_files import ModelFiles, find_models
@@ -36,25 +36,6 @@ from .stages import (
     sample_picture_v11,
 )
 from .tokenizer import MAX_TOKENS, Tokenizer
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A finished clip.
-
-    Attributes:
-        frames: ``[F, H, W, 3]`` in 0..1, on the CPU.
-        fps: frames per second.
-        keyframes: ``[T, 4, h, w]`` latents of the first stage.
-        latents: ``[F, 4, h, w]`` latents of all frames.
-        seconds: wall time of every stage.
-    """
-
-    frames: Tensor
-    fps: float
-    keyframes: Tensor
-    latents: Tensor
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Pipeline:
@@ -286,7 +267,7 @@ class Pipeline:
             guidance_scale=settings.guidance_scale,
             steps=settings.steps or DEFAULT_STEPS,
         )
-        return decode(self.network("movq").network, latents.float())[0].permute(1, 2, 0).cpu()
+        return next(decode_chunks(self.network("movq").network, latents.float()))[0].permute(1, 2, 0).cpu()
 
     @torch.inference_mode()
     def encode_picture(self, picture: Tensor, settings: Settings) -> Tensor:
@@ -338,7 +319,6 @@ class Pipeline:
             )
         return keyframes
 
-    @torch.inference_mode()
     def decode(
         self,
         latents: Tensor,
@@ -347,28 +327,56 @@ class Pipeline:
         decoder: str | None = None,
         should_stop: Callable[[int, int], bool | None] | None = None,
     ) -> Tensor:
-        """Return frames ``[F, H, W, 3]`` in 0..1 of one clip's latents ``[F, 4, h, w]``.
+        """Return frames ``[F, H, W, 3]`` in 0..1 of one clip's latents ``[F, 4, h, w]``, on the CPU.
+
+        Arguments as in ``decode_chunks``.
+        """
+        config = self.network(decoder or self.decoder_stage).network.config
+        height, width = (side * config.factor for side in latents.shape[-2:])
+        frames, done = torch.empty(len(latents), height, width, config.out_ch), 0
+        for chunk in self.decode_chunks(latents, settings, decoder=decoder, should_stop=should_stop):
+            frames[done : done + len(chunk)] = chunk
+            done += len(chunk)
+        return frames
+
+    @torch.inference_mode()
+    def decode_chunks(
+        self,
+        latents: Tensor,
+        settings: Settings,
+        *,
+        decoder: str | None = None,
+        should_stop: Callable[[int, int], bool | None] | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield frames ``[k, H, W, 3]`` in 0..1, on the CPU, as they are decoded.
 
         Args:
-            latents: one clip.
+            latents: ``[F, 4, h, w]`` of one clip.
             settings: resolved settings.
             decoder: "movq" or "video_movq"; default ``decoder_stage``.
-            should_stop: see ``stages.decode``.
+            should_stop: see ``decoding.decode``.
         """
-        stage = decoder or self.decoder_stage
-        network = self.network(stage).network
+        network = self.network(decoder or self.decoder_stage).network
         blends = settings.is_mended and network.config.is_video
-        overlap = blend_overlap(len(latents)) if blends else 0
-        frames = decode(
+        for frames in decode_chunks(
             network,
-            latents.float(),
+            latents.to(self.device).float(),
             shared_map=self.family == "1.1" and not settings.is_mended,
-            overlap=overlap,
+            overlap=blend_overlap(len(latents)) if blends else 0,
             should_stop=should_stop,
-        )
-        return frames.permute(0, 2, 3, 1).cpu()
+        ):
+            yield frames.permute(0, 2, 3, 1).cpu()
 
-    def generate(
+    def generate(self, prompt: str, settings: Settings | None = None, **options: Any) -> Clip:
+        """Make one clip; arguments and errors as in ``sample``."""
+        settings = self.resolve(settings or Settings())
+        clip = self.sample(prompt, settings, **options)
+        clock = Clock(options.get("progress"), clip.seconds)
+        with clock("decoding"):
+            frames = self.decode(clip.latents, settings, decoder=options.get("decoder"), should_stop=clock.count)
+        return Clip(frames=frames, **vars(clip))
+
+    def sample(
         self,
         prompt: str,
         settings: Settings | None = None,
@@ -377,15 +385,15 @@ class Pipeline:
         picture: Tensor | None = None,
         decoder: str | None = None,
         progress: Progress | None = None,
-    ) -> Clip:
-        """Make one clip from a prompt (release 1.0 and 1.1) and, release 1.1, a picture to start from.
+    ) -> LatentClip:
+        """Make the latents of one clip from a prompt and, release 1.1, a picture to start from.
 
         Args:
             prompt: what the video shows, in English.
             settings: see ``Settings``.
             negative: what it should not show; release 1.0 only.
             picture: ``[H, W, 3]`` in 0..1, release 1.1 only; without one, 1.1 draws its own first frame.
-            decoder: "movq" or "video_movq"; default the release's.
+            decoder: "movq" or "video_movq"; default the release's. Only looked for here, before any work.
             progress: called after every step of every stage; True stops the run with ``Stopped``.
 
         Raises:
@@ -396,7 +404,7 @@ class Pipeline:
         settings = self.resolve(settings or Settings())
         passes, fps = LEVELS[settings.fps]
         self._check_inputs(negative, picture, passes, decoder)
-        clock = Clock(progress)
+        clock = Clock(progress, {})
         with clock("text"):
             text = self.encode_text([prompt])
             negatives = self.encode_negative([negative], [prompt]) if negative else None
@@ -414,9 +422,7 @@ class Pipeline:
         for i in range(passes):
             with clock(f"interpolation {i + 1}"):
                 latents = self.interpolate(latents, settings, first=i, text=text, callback=clock.step)
-        with clock("decoding"):
-            frames = self.decode(latents[0], settings, decoder=decoder, should_stop=clock.count)
-        return Clip(frames, fps, keyframes[0].cpu(), latents[0].cpu(), clock.seconds)
+        return LatentClip(fps=fps, keyframes=keyframes[0].cpu(), latents=latents[0].cpu(), seconds=clock.seconds)
 
     def _check_inputs(self, negative: str | None, picture: Tensor | None, passes: int, decoder: str | None) -> None:
         if self.family == "1.0" and picture is not None:

@@ -11,12 +11,13 @@ Progress = Callable[[str, int, int], bool | None]
 class Clock:
     """Times stages, ``with clock("text"): ...``, and hands their steps on.
 
-    Attributes:
-        seconds: wall time of every stage so far.
+    Args:
+        progress: told of every step.
+        seconds: takes the wall time of every stage.
     """
 
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress, self.seconds, self.stage, self.start = progress, {}, "", 0.0
+    def __init__(self, progress: Progress | None, seconds: dict[str, float]) -> None:
+        self.progress, self.seconds, self.stage, self.start = progress, seconds, "", 0.0
 
     def __call__(self, stage: str) -> "Clock":
         """Name the stage that the block behind ``with`` runs."""
