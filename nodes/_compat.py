@@ -12,6 +12,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.ops
+import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import comfy.sd
@@ -39,6 +40,7 @@ CoreVAE = comfy.sd.VAE
 calc_cond_batch = comfy.samplers.calc_cond_batch
 mm = comfy.model_management
 manual_cast = comfy.ops.manual_cast
+SAMPLER_SAMPLE = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
 
 DTYPES = {"default": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
