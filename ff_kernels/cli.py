@@ -14,6 +14,7 @@ from .progress_bars import Bars
 
 EXIT_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 DTYPES = ("float32", "float16", "bfloat16")
+_NO_GRAPHS = "launch every step anew instead of replaying a CUDA graph"
 MOTION_SCORES = {"low": 1, "medium": 10, "high": 50, "extreme": 100}
 
 
@@ -65,6 +66,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run nothing: count launches, FLOPs, bytes and memory of the full sizes beside the targets",
     )
+    parser.add_argument("--no-graphs", action="store_true", help=_NO_GRAPHS)
     parser.set_defaults(run=run_bench)
 
 
@@ -131,9 +133,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="keep the networks as released instead of folding linear layers"
     )
-    parser.add_argument(
-        "--no-graphs", action="store_true", help="launch every step anew instead of replaying a CUDA graph"
-    )
+    parser.add_argument("--no-graphs", action="store_true", help=_NO_GRAPHS)
     parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
     parser.set_defaults(run=run_generate)
 
@@ -339,7 +339,7 @@ def run_bench(options: argparse.Namespace) -> int:
     if options.history is not None:
         _check_folder(options.history)
     for workload in workloads:
-        result = runner.measure(workload, options.repeats)
+        result = runner.measure(workload, options.repeats, uses_graphs=not options.no_graphs)
         print(json.dumps(asdict(result)) if options.json else runner.describe(result, workload), flush=True)
         if options.history is not None:
             runner.append_history(result, options.history)

@@ -104,7 +104,7 @@ def _branches(
     dtype = texts[0].context.dtype
 
     def predicting(rows: Text, branches: list[int]) -> Predict:
-        step_of = _step_function(unet, prepare(rows, branches), run.graphs)
+        step_of = step_function(unet, prepare(rows, branches), run.graphs)
 
         def predict(x: Tensor, step: int) -> Tensor:
             parts = inputs(x)
@@ -119,7 +119,11 @@ def _branches(
         return in_turn([predicting(text, [i]) for i, text in enumerate(texts)])
 
 
-def _step_function(unet: UNet, conditions: Conditions, graphs: Graphs | None) -> Predict:
+def step_function(unet: UNet, conditions: Conditions, graphs: Graphs | None) -> Predict:
+    """Return the network under prepared conditions as ``(x, step) -> prediction``, recorded where ``graphs`` are given.
+
+    A recorded prediction lives until the next call.
+    """
     if graphs is None:
         return lambda x, step: unet(x, conditions, step)
     replayed = graphs.replayed(lambda x, *rows: unet(x, conditions.with_rows(rows)))

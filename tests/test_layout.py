@@ -48,7 +48,7 @@ ALLOWED = {
     },
     "roofline": {"errors", "ops"},
     "runtime": {"errors", "ops"},
-    "bench": {"decoding", "errors", "folding", "models", "ops", "roofline", "sampling", "stages"},
+    "bench": {"decoding", "errors", "folding", "models", "ops", "roofline", "runtime", "sampling", "stages"},
     "demo": {
         "checkpoints",
         "errors",
