@@ -45,9 +45,12 @@ ALLOWED = {
     "roofline": {"errors", "ops"},
     "bench": {"decoding", "errors", "folding", "models", "ops", "roofline", "sampling", "stages"},
     "demo": {
+        "bench",
         "checkpoints",
+        "decoding",
         "errors",
         "frames_io",
+        "metrics",
         "model_files",
         "models",
         "pipeline",
