@@ -191,7 +191,7 @@ def test_saved_variant_is_found_again_from_metadata_and_where_possible_from_keys
     loaded = load(path)
     assert loaded.kind.config == config
     x = draw(2 * FRAMES, 4, 4, 8)
-    assert torch.equal(loaded.network(x, prepared(loaded.network)), network(x, prepared(network)))
+    assert relative(loaded.network(x, prepared(loaded.network)), network(x, prepared(network))) < 1e-5
     torch.save({"unet": dict(network.state_dict())}, tmp_path / "plain.pt")
     told = {"head_dim": config.head_dim, "groups": config.groups}
     found = load(tmp_path / "plain.pt", overrides=told).kind.config.temporal_variant
