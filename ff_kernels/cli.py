@@ -43,6 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="say what a weights file is and needs")
     info.add_argument("file", type=Path, nargs="?")
     info.add_argument("--backends", action="store_true", help="say which implementation may serve each operation")
+    info.add_argument(
+        "--variant", nargs="?", const="all", metavar="NAME", help="count a temporal variant of the paper, or all four"
+    )
     _add_overrides(info)
     info.set_defaults(run=run_info)
     _add_evaluate(commands.add_parser("evaluate", help="measure clips against reference clips"))
@@ -288,7 +291,12 @@ def run_convert(options: argparse.Namespace) -> int:
 
 
 def run_info(options: argparse.Namespace) -> int:
-    """Describe a weights file, or the implementations of the operations."""
+    """Describe a weights file, the implementations of the operations, or the paper's temporal variants."""
+    if options.variant is not None:
+        from .bench.sizes import variant_lines
+
+        print("\n".join(variant_lines(options.variant)))
+        return 0
     if options.backends:
         from .ops.registry import describe_backends
 
@@ -296,7 +304,7 @@ def run_info(options: argparse.Namespace) -> int:
             print(f"{operation:18} {backend:8} {state}")
         return 0
     if options.file is None:
-        raise InputError("info expected a weights file, got none: name one, or ask for --backends")
+        raise InputError("info expected a weights file, got none: name one, or ask for --backends or --variant")
     from .checkpoints.detection import detect, split_tensors
     from .checkpoints.reading import read_contents
 
@@ -327,13 +335,16 @@ def run_bench(options: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from .bench import counting, runner
+    from .bench import counting, gap_costs, runner
 
     if options.repeats < 1:
         raise InputError(f"expected at least one repeat, got {options.repeats}: raise --repeats")
     if options.record:
         rows = [row for name in counting.full_size(options.workload) for row in counting.recorded(name)]
         print("\n".join(map(json.dumps, rows) if options.json else counting.table(rows)))
+        if not options.workload:
+            costs = gap_costs.count_gaps()
+            print("\n".join(map(json.dumps, gap_costs.rows(costs)) if options.json else ["", *gap_costs.table(costs)]))
         return 0
     workloads = runner.choose(options.workload)
     if options.history is not None:
@@ -384,6 +395,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
 _NEEDS = {
     "keyframe": "a T5 text encoder with its projection, and a MoVQ; interpolation for more than 2 frames per second",
     "interpolation": "keyframe latents of the same release, and a MoVQ",
+    "masked": "keyframe latents of the demo or of release 1.0, and a MoVQ",
     "movq": "nothing else; decodes release 1.0, encodes first frames of release 1.1",
     "video_movq": "nothing else; decodes release 1.1",
     "text_encoder": "spiece.model, and the projection in the 1.0 keyframe file or in t5_projections.pt (1.1)",

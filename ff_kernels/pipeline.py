@@ -27,10 +27,10 @@ from .sampling.noise import KEYFRAMES, PICTURE, SeededNoise, pass_stream, stage_
 from .sampling.samplers import Callback
 from .settings import DEFAULT_STEPS, LEVELS, Settings, resolve_settings
 from .stages import (
+    GAP_STAGES,
     SKIP_FRAMES,
     Run,
     Text,
-    interpolate,
     sample_keyframes_v10,
     sample_keyframes_v11,
     sample_picture_v11,
@@ -111,11 +111,18 @@ class Pipeline:
         return "movq" if self.family == "1.0" else "video_movq"
 
     @property
+    def gap_stage(self) -> str:
+        """What fills gaps: the interpolation U-Net, or the masked-frame one in a folder that has no other."""
+        return (
+            "masked" if "masked" in self.models.files and "interpolation" not in self.models.files else "interpolation"
+        )
+
+    @property
     def multiple(self) -> int:
         """Width and height must be multiples of this many pixels: 64 for the releases."""
         movq = self.models.require(self.decoder_stage)[1].config
         unets = [
-            self.models.files[stage][1].config for stage in ("keyframe", "interpolation") if stage in self.models.files
+            self.models.files[stage][1].config for stage in ("keyframe", self.gap_stage) if stage in self.models.files
         ]
         return math.lcm(*(unet.side_multiple for unet in unets)) * movq.factor
 
@@ -298,8 +305,8 @@ class Pipeline:
             text: the prompts, release 1.1.
             callback: see ``sample_ddpm``.
         """
-        loaded = self.network("interpolation")
-        null = self._null_embedding("interpolation")
+        stage = self.gap_stage
+        loaded, null = self.network(stage), self._null_embedding(stage)
         for i in range(first, first + passes):
             clips, frames, _, *sides = keyframes.shape
             run = self._run(
@@ -307,7 +314,7 @@ class Pipeline:
                 size=tuple(sides),
             )  # fmt: skip
             steps = settings.steps if self.family == "1.0" else None
-            keyframes = interpolate(
+            keyframes = GAP_STAGES[stage](
                 loaded.network,
                 keyframes,
                 text,
@@ -435,7 +442,7 @@ class Pipeline:
                 "expected no negative prompt for release 1.1, which was not trained to read one, got one: "
                 "leave it out or use release 1.0"
             )
-        needed = ["text_encoder", "keyframe", decoder or self.decoder_stage] + (["interpolation"] if passes else [])
+        needed = ["text_encoder", "keyframe", decoder or self.decoder_stage] + ([self.gap_stage] if passes else [])
         needed += ["movq"] if self.family == "1.1" and picture is None else []
         for stage in needed:
             self.models.require(stage)

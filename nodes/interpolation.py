@@ -8,11 +8,11 @@ from torch import Tensor
 from ..ff_kernels.errors import InputError, ShapeError
 from ..ff_kernels.masking import fill_missing, find_missing_runs, frame_mask
 from ..ff_kernels.sampling.noise import SeededNoise, pass_stream, stage_seeds
-from ..ff_kernels.stages import SKIP_FRAMES, Run, Text, interpolate
+from ..ff_kernels.stages import GAP_STAGES, SKIP_FRAMES, Run, Text
 from ._api import io
 from ._compat import mm
 from .adapters.latent import Conditioning, as_latent, latent_frames
-from .adapters.model import CoreModel, EngineView, network_of
+from .adapters.model import GAP_NETWORKS, CoreModel, EngineView, network_of
 from .adapters.progress import StepReport
 from .adapters.text import text_of
 from .widgets import ALIASES, check_steps, seed_input, steps_input
@@ -57,7 +57,7 @@ class _Passes:
         stages: int,
     ) -> None:
         check_steps(steps)
-        self.network, core = network_of(model, "interpolation", "model")
+        self.network, core = network_of(model, GAP_NETWORKS, "model")
         self.clips, self.device = frames.shape[0], model.load_device
         like = torch.empty(0, device=self.device, dtype=core.get_dtype_inference())
         self.null = _null_embedding(core).to(like)
@@ -72,7 +72,9 @@ class _Passes:
                 f"another size"
             )
 
-        gaps = [2 * frames.shape[0], 3 * frames.shape[2], frames.shape[1], *frames.shape[-2:]]
+        # Per gap the interpolation runs one sample of three frames, the baseline five samples.
+        channels = 5 * frames.shape[2] if self.network.config.stage == "masked" else 3 * frames.shape[2]
+        gaps = [2 * frames.shape[0], channels, frames.shape[1], *frames.shape[-2:]]
         mm.load_models_gpu([model], memory_required=model.memory_required(gaps))
 
     def __call__(self, frames: Tensor, passes: int) -> Tensor:
@@ -81,7 +83,7 @@ class _Passes:
         with torch.inference_mode():
             for i in range(passes):
                 noise = SeededNoise(stage_seeds(self.seed, self.clips, pass_stream(i)))
-                frames = interpolate(
+                frames = GAP_STAGES[self.network.config.stage](
                     self.network,
                     frames,
                     self.text,
@@ -154,7 +156,7 @@ class Interpolate(io.ComfyNode):
         positive: Conditioning | None = None,
     ) -> io.NodeOutput:
         """Interpolate."""
-        network_of(model, "interpolation", "model")
+        network_of(model, GAP_NETWORKS, "model")
         if passes not in (1, 2):
             raise InputError(f"passes expected 1 or 2, got {passes}: chain two nodes for more")
         frames = latent_frames(latent, "latent")
@@ -195,7 +197,7 @@ class MaskedInterpolate(io.ComfyNode):
         positive: Conditioning | None = None,
     ) -> io.NodeOutput:
         """Fill the gaps."""
-        network_of(model, "interpolation", "model")
+        network_of(model, GAP_NETWORKS, "model")
         if "noise_mask" not in latent:
             raise InputError(
                 "latent expected a noise mask with 1 on missing frames, got none: connect Set Latent Noise Mask"

@@ -7,7 +7,7 @@ from ._api import io
 from ._compat import DTYPES, file_names, file_path
 from .adapters.clip import load_clip
 from .adapters.files import open_projection, open_weights
-from .adapters.model import load_model
+from .adapters.model import NETWORKS, load_model
 from .adapters.vae import MoVQVAE
 from .widgets import ALIASES, dtype_input
 
@@ -51,7 +51,7 @@ class LoadModel(io.ComfyNode):
     def execute(cls, model_name: str, weight_dtype: str = "default") -> io.NodeOutput:
         """Load the file."""
         path = file_path("diffusion_models", model_name)
-        weights = open_weights(path, ("keyframe", "interpolation"), "model_name")
+        weights = open_weights(path, tuple(NETWORKS), "model_name")
         return io.NodeOutput(load_model(weights, DTYPES[weight_dtype]))
 
 

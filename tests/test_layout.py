@@ -50,9 +50,12 @@ ALLOWED = {
     "runtime": {"errors", "ops"},
     "bench": {"decoding", "errors", "folding", "models", "ops", "roofline", "runtime", "sampling", "stages"},
     "demo": {
+        "bench",
         "checkpoints",
+        "decoding",
         "errors",
         "frames_io",
+        "metrics",
         "model_files",
         "models",
         "pipeline",

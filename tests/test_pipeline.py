@@ -2,9 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import release
+from support import release, tiny
 from support.tiny import relative
 
+from fusionframes.ff_kernels.checkpoints.conversion import write_checkpoint
+from fusionframes.ff_kernels.checkpoints.detection import Kind
 from fusionframes.ff_kernels.decoding import decode
 from fusionframes.ff_kernels.errors import CheckpointError, InputError
 from fusionframes.ff_kernels.pipeline import Pipeline
@@ -32,6 +34,16 @@ def test_generate_has_the_frames_size_and_rate_of_its_level(folder, fps):
     assert clip.frames.max() <= 1
     assert torch.equal(clip.latents[:: 4**passes], clip.keyframes)
     assert {"text", "keyframes", "decoding"} <= set(clip.seconds)
+
+
+def test_a_folder_with_a_masked_network_in_place_of_the_interpolation_generates(tmp_path):
+    release.write(tmp_path, "1.0", without=("interpolation",))
+    tensors = {**tiny.unet(tiny.MASKED, 1).state_dict(), "null_embedding": tiny.draw(tiny.CONTEXT, seed=5)}
+    write_checkpoint(tmp_path / "gaps.safetensors", Kind("masked", "1.0", tiny.MASKED), tensors, None)
+    clip = Pipeline.from_folder(tmp_path).generate(PROMPT, replace(QUICK, fps="medium"))
+    assert clip.frames.shape == (9, 24, 16, 3)
+    assert torch.equal(clip.latents[::4], clip.keyframes)
+    assert clip.latents.isfinite().all()
 
 
 def test_generate_same_seed_same_clip_other_seed_other_clip(folder):

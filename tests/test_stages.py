@@ -5,6 +5,7 @@ from support.tiny import (
     INTERPOLATION_V11,
     KEYFRAME_V10,
     KEYFRAME_V11,
+    MASKED,
     context,
     draw,
     relative,
@@ -16,10 +17,13 @@ from fusionframes.ff_kernels.runtime.graph import Graphs
 from fusionframes.ff_kernels.runtime.parking import Parked
 from fusionframes.ff_kernels.sampling.noise import SeededNoise
 from fusionframes.ff_kernels.sampling.samplers import Stopped
+from fusionframes.ff_kernels.sampling.schedule import make_schedule_v10
 from fusionframes.ff_kernels.stages import (
+    GAP_STAGES,
     Run,
     Text,
     interpolate,
+    interpolate_masked,
     sample_keyframes_v10,
     sample_keyframes_v11,
     sample_picture_v11,
@@ -65,13 +69,16 @@ def video(config):
     def run_video(clips, seeds, **run):
         text = Text(*(t[clips] for t in vars(texts(2)).values()))
         keyframes = draw(2, 3, 4, *SIZE, seed=4)[clips]
-        return interpolate(unet(config), keyframes, text, NULL, Run(SeededNoise(seeds), **run), skip_frames=3, steps=4)
+        return GAP_STAGES[config.stage](
+            unet(config), keyframes, text, NULL, Run(SeededNoise(seeds), **run), skip_frames=3, steps=4
+        )
 
     return run_video
 
 
 STAGES = {"keyframes_v10": keyframes_v10, "keyframes_v11": keyframes_v11, "pictures_v11": pictures_v11,
-          "video_v10": video(INTERPOLATION_V10), "video_v11": video(INTERPOLATION_V11)}  # fmt: skip
+          "video_v10": video(INTERPOLATION_V10), "video_v11": video(INTERPOLATION_V11),
+          "video_masked": video(MASKED)}  # fmt: skip
 BOTH = slice(0, 2)
 
 
@@ -159,11 +166,11 @@ def test_prompts_of_other_lengths_in_a_batch_change_nothing():
     assert relative(both[1], alone[0]) < 1e-3
 
 
-@pytest.mark.parametrize("config", [INTERPOLATION_V10, INTERPOLATION_V11], ids=["v10", "v11"])
+@pytest.mark.parametrize("config", [INTERPOLATION_V10, INTERPOLATION_V11, MASKED], ids=["v10", "v11", "masked"])
 def test_interpolate_keeps_keyframes_bit_for_bit_over_two_passes(config):
-    keyframes, text = draw(1, 3, 4, *SIZE), texts(1)
-    once = interpolate(unet(config), keyframes, text, NULL, Run(SeededNoise([1])), skip_frames=3, steps=3)
-    twice = interpolate(unet(config), once, text, NULL, Run(SeededNoise([2])), skip_frames=1, steps=3)
+    keyframes, text, fill = draw(1, 3, 4, *SIZE), texts(1), GAP_STAGES[config.stage]
+    once = fill(unet(config), keyframes, text, NULL, Run(SeededNoise([1])), skip_frames=3, steps=3)
+    twice = fill(unet(config), once, text, NULL, Run(SeededNoise([2])), skip_frames=1, steps=3)
     assert torch.equal(once[:, ::4], keyframes)
     assert torch.equal(twice[:, ::16], keyframes)
     assert twice.shape[1] == 33
@@ -172,6 +179,35 @@ def test_interpolate_keeps_keyframes_bit_for_bit_over_two_passes(config):
 def test_interpolate_v11_without_text_is_refused():
     with pytest.raises(InputError, match="expected a prompt"):
         interpolate(unet(INTERPOLATION_V11), draw(1, 3, 4, *SIZE), None, NULL, Run(SeededNoise([1])), skip_frames=3)
+
+
+def test_interpolate_masked_with_a_network_that_knows_v_gives_the_frames_it_knows():
+    truth, seen = draw(1, 9, 4, *SIZE).clamp(-1, 1), []
+    groups = torch.stack([truth[0, i : i + 5] for i in (0, 4)]).flatten(0, 1)
+    schedule = make_schedule_v10(6)
+
+    class Knowing:
+        config = MASKED
+
+        def prepare(self, context, mask, timesteps, **told):
+            seen.append(told)
+            return None
+
+        def __call__(self, x, conditions, step):
+            noisy, known, mask = x.split((4, 4, 1), dim=1)
+            # The branch that is shown nothing comes second and holds neither frames nor mask.
+            assert torch.equal(known[0], truth[0, 0])
+            assert torch.equal(known[4], truth[0, 4])
+            assert not known[1:4].any()
+            assert mask[:10, 0].mean(dim=(1, 2)).tolist() == [1, 0, 0, 0, 1] * 2
+            assert not x[10:, 4:].any()
+            clean = groups.repeat(2, 1, 1, 1)
+            signal, noise = schedule.signal[step], schedule.noise[step]
+            return signal * (noisy - signal * clean) / noise - noise * clean
+
+    out = interpolate_masked(Knowing(), truth[:, ::4], None, NULL, Run(SeededNoise([1])), skip_frames=1, steps=6)
+    assert torch.allclose(out, truth, atol=1e-4)
+    assert (seen[0]["num_gaps"], seen[0]["skip_frames"]) == (2, 1)
 
 
 def test_noise_of_the_first_frame_is_uniform_as_released_or_normal():

@@ -6,7 +6,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import CheckpointError, FusionFramesError
-from ..models.configs import FAMILIES, MoVQConfig, TextConfig, UNetConfig
+from ..models.configs import (
+    FAMILIES,
+    MASKED,
+    MIXED_VARIANT,
+    RELEASED_VARIANT,
+    VOLUME_VARIANT,
+    WINDOWED_VARIANT,
+    MoVQConfig,
+    TextConfig,
+    UNetConfig,
+)
 from .reading import Contents
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -21,6 +31,7 @@ _TIED = ("shared.weight", "encoder.embed_tokens.weight")
 WHERE = {
     ("keyframe", "1.0"): "kandinsky_video.pt of huggingface.co/ai-forever/KandinskyVideo",
     ("interpolation", "1.0"): "kandinsky_video_interpolation.pt of huggingface.co/ai-forever/KandinskyVideo",
+    ("masked", "1.0"): "a run of python -m fusionframes.ff_kernels.demo.compare; the authors released none",
     ("keyframe", "1.1"): "t2v.pt of huggingface.co/ai-forever/KandinskyVideo_1_1",
     ("interpolation", "1.1"): "interpolation.pt of huggingface.co/ai-forever/KandinskyVideo_1_1",
     ("movq", ""): "movq.pt of either KandinskyVideo repository",
@@ -31,6 +42,7 @@ WHERE = {
 NAMES = {
     "keyframe": "a keyframe U-Net",
     "interpolation": "an interpolation U-Net",
+    "masked": "a masked-frame interpolation U-Net",
     "movq": "an image MoVQ",
     "video_movq": "a video MoVQ",
     "text_encoder": "a T5 text encoder",
@@ -106,6 +118,8 @@ def detect(contents: Contents, overrides: Mapping[str, Any] | None = None) -> Ki
         known = config.to_dict()
         extra = {**(stored if isinstance(stored, dict) else {}), **(overrides or {})}
         config = type(config).from_dict({**known, **{k: v for k, v in extra.items() if k in _UNSEEN}})
+        if known.get("temporal_variant") == RELEASED_VARIANT and extra.get("temporal_variant") == WINDOWED_VARIANT:
+            config = replace(config, temporal_variant=WINDOWED_VARIANT)
         _check_unseen(config, shapes)
         return replace(kind, config=config)
     except FusionFramesError as error:
@@ -145,6 +159,8 @@ def _check_unseen(config: UNetConfig | MoVQConfig | TextConfig, shapes: Shapes) 
 def _stage(shapes: Shapes, has_projections: bool) -> tuple[str, str]:
     if "in_layer.weight" in shapes and "to_time_embed.1.weight" in shapes:
         if "skip_embeddings.weight" in shapes:
+            if "to_temporal_embed.1.weight" in shapes:
+                return "masked", "1.0"
             is_v11 = any(".temporal_projection_new." in key for key in shapes)
             return "interpolation", "1.1" if is_v11 else "1.0"
         if "to_temporal_embed.1.weight" not in shapes:
@@ -197,10 +213,11 @@ def _unet_config(shapes: Shapes, family: str) -> UNetConfig:
         f"down_samples.{i}.self_attention_block.in_norm.context_mlp.1.weight" in shapes for i in range(levels)
     )
     hidden = [shape for key, shape in shapes.items() if key.endswith(".feed_forward.0.weight")]
-    is_interpolation = "skip_embeddings.weight" in shapes
+    stage, _ = _stage(shapes, False)
+    frames = {"interpolation": None, "masked": MASKED.num_frames}
     return UNetConfig(
         family=family,
-        stage="interpolation" if is_interpolation else "keyframe",
+        stage=stage,
         num_channels=shapes["in_layer.weight"][1],
         out_channels=shapes["out_layer.2.weight"][0],
         model_channels=unit,
@@ -213,10 +230,19 @@ def _unet_config(shapes: Shapes, family: str) -> UNetConfig:
         num_blocks=units,
         add_cross_attention=cross,
         add_self_attention=itself,
-        num_frames=None if is_interpolation else (15 if family == "1.0" else 12),
+        num_frames=frames.get(stage, 15 if family == "1.0" else 12),
         noise_augmentation="temporal_noise_aug_time_encoding.1.weight" in shapes,
         motion_score="temporal_motion_score_encoding.1.weight" in shapes,
+        temporal_variant=_temporal_variant(shapes),
     )
+
+
+def _temporal_variant(shapes: Shapes) -> str:
+    """Return the variant that the keys show; the windowed one has the keys of the released one."""
+    if any(".self_attention_block.temporal_attention." in key for key in shapes):
+        return MIXED_VARIANT
+    convs = [shape for key, shape in shapes.items() if key.endswith(".temporal_resnet_blocks.1.2.weight")]
+    return VOLUME_VARIANT if convs and convs[0][-1] > 1 else RELEASED_VARIANT
 
 
 def _movq_config(shapes: Shapes, family: str) -> MoVQConfig:
@@ -262,6 +288,7 @@ def _text_config(shapes: Shapes, family: str) -> TextConfig:
 _CONFIGS = {
     "keyframe": _unet_config,
     "interpolation": _unet_config,
+    "masked": _unet_config,
     "movq": _movq_config,
     "video_movq": _movq_config,
     "text_encoder": _text_config,

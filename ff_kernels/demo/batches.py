@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..models.masked_unet import GROUP_FRAMES
 from ..models.movq import MoVQ
 from ..sampling.schedule import make_schedule_v10
 from ..tokenizer import Tokenizer
@@ -147,22 +148,32 @@ def draw_keyframes(
 
 def draw_gaps(rng: np.random.Generator, batch: int, clips: dict[int, LatentClips]) -> tuple[Tensor, ...]:
     """Draw a batch for ``GapVelocity``: both passes mixed, keyframes perturbed or dropped as in the paper."""
+    windows, perturbed, *conditions = _draw_perturbed(rng, batch, clips)
+    inner = _inner(windows)
+    return perturbed, inner, _normal(rng, inner), *conditions, *draw_noise_levels(rng, batch)
+
+
+def draw_groups(rng: np.random.Generator, batch: int, clips: dict[int, LatentClips]) -> tuple[Tensor, ...]:
+    """Draw a batch for ``MaskedVelocity``: clips, perturbation and dropout as ``draw_gaps`` draws them."""
+    windows, perturbed, *conditions = _draw_perturbed(rng, batch, clips)
+    groups = torch.stack([windows[:, i : i + GROUP_FRAMES] for i in range(0, windows.shape[1] - 1, 4)], dim=1)
+    return perturbed, groups, _normal(rng, groups), *conditions, *draw_noise_levels(rng, batch)
+
+
+def _inner(windows: Tensor) -> Tensor:
+    gaps = windows.shape[1] // 4
+    return torch.stack([windows[:, i::4][:, :gaps] for i in (1, 2, 3)], dim=2).flatten(2, 3)  # [B, G, 12, h, w]
+
+
+def _draw_perturbed(rng: np.random.Generator, batch: int, clips: dict[int, LatentClips]) -> tuple[Tensor, ...]:
+    """Draw windows ``[B, 17, 4, h, w]``, their perturbed keyframes, what is kept, the skips and the levels."""
     skips = [SKIP_FRAMES[rng.integers(2)] for _ in range(batch)]
     rows = [clips[skip].latents[rng.integers(len(clips[skip].scenes))].float() for skip in skips]
     windows = torch.stack([row.flip(0) if rng.random() < 0.5 else row for row in rows])  # [B, 17, 4, h, w]
     keyframes = windows[:, ::4]
-    inner = torch.stack([windows[:, i::4][:, : keyframes.shape[1] - 1] for i in (1, 2, 3)], dim=2).flatten(2, 3)
     level = np.where(rng.random(batch) < 0.4, 0, rng.integers(MAX_NOISE_LEVEL + 1, size=batch))
     bars = _levels(1000)[1].flip(0)[torch.from_numpy(np.maximum(level - 1, 0))]
     bars = torch.where(torch.from_numpy(level) > 0, bars, 1.0)[:, None, None, None, None]
     perturbed = bars.sqrt() * keyframes + (1 - bars).sqrt() * _normal(rng, keyframes)
     keep = torch.from_numpy((rng.random(batch) >= KEYFRAME_DROPOUT).astype(np.float32))
-    return (
-        perturbed,
-        inner,
-        _normal(rng, inner),
-        keep,
-        torch.tensor(skips),
-        torch.from_numpy(level),
-        *draw_noise_levels(rng, batch),
-    )
+    return windows, perturbed, keep, torch.tensor(skips), torch.from_numpy(level)

@@ -4,7 +4,7 @@ import argparse
 import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,9 +69,23 @@ def attribute_accuracy(
     Returns:
         Share of right answers per attribute and under "all".
     """
+    totals: dict[str, int] = {}
+    for scene, frames in sample_clips(pipeline, scenes, settings, batch=batch):
+        for name, right in score(scene, measure_scene(frames)).items():
+            totals[name] = totals.get(name, 0) + right
+    return {name: right / len(scenes) for name, right in totals.items()}
+
+
+@torch.inference_mode()
+def sample_clips(
+    pipeline: Pipeline, scenes: Sequence[Scene], settings: Settings, *, batch: int = 16
+) -> Iterator[tuple[Scene, Tensor]]:
+    """Yield every scene with a clip ``[F, 3, 64, 64]`` in 0..1 made from its canonical caption.
+
+    Arguments as in ``attribute_accuracy``.
+    """
     settings = pipeline.resolve(settings)
     passes = LEVELS[settings.fps][0]
-    totals: dict[str, int] = {}
     for start in tqdm(range(0, len(scenes), batch), desc="captions", unit="batch"):
         part = scenes[start : start + batch]
         shifted = pipeline.resolve(Settings(**{**vars(settings), "seed": settings.seed + start}))
@@ -80,10 +94,7 @@ def attribute_accuracy(
         if passes:
             latents = pipeline.interpolate(latents, shifted, passes=passes, text=text)
         for scene, clip in zip(part, latents, strict=True):
-            frames = pipeline.decode(clip, shifted).permute(0, 3, 1, 2)
-            for name, right in score(scene, measure_scene(frames)).items():
-                totals[name] = totals.get(name, 0) + right
-    return {name: right / len(scenes) for name, right in totals.items()}
+            yield scene, pipeline.decode(clip, shifted).permute(0, 3, 1, 2)
 
 
 @torch.inference_mode()
@@ -134,17 +145,28 @@ def interpolation_psnr(pipeline: Pipeline, clips: Sequence[Tensor], passes: int)
     Returns:
         PSNR in dB of the model and of blending the true keyframes' pixels, both over new frames only.
     """
-    settings = pipeline.resolve(Settings(fps="low"))
+    ours, blends = [], []
+    for clip, frames, linear in interpolated_clips(pipeline, clips, passes):
+        new = torch.arange(len(clip)) % 4**passes != 0
+        ours.append((frames[new], clip[new]))
+        blends.append((linear[new], clip[new]))
+    return pooled_psnr(ours), pooled_psnr(blends)
+
+
+@torch.inference_mode()
+def interpolated_clips(
+    pipeline: Pipeline, clips: Sequence[Tensor], passes: int, settings: Settings | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield every clip with what interpolation, and linear blending of pixels, make of its true keyframes.
+
+    Arguments as in ``interpolation_psnr``; all three are ``[F, 3, 64, 64]`` in 0..1.
+    """
+    settings = pipeline.resolve(settings or Settings(fps="low"))
     spacing = 4**passes
     keyframes = torch.cat([pipeline.network("movq").network.encode(clip[::spacing] * 2 - 1)[None] for clip in clips])
     latents = pipeline.interpolate(keyframes, settings, passes=passes)
-    ours, blends = [], []
     for clip, video in zip(clips, latents, strict=True):
-        new = torch.arange(len(clip)) % spacing != 0
-        frames = pipeline.decode(video, settings).permute(0, 3, 1, 2)
-        ours.append((frames[new], clip[new]))
-        blends.append((blend(clip[::spacing], spacing)[new], clip[new]))
-    return pooled_psnr(ours), pooled_psnr(blends)
+        yield clip, pipeline.decode(video, settings).permute(0, 3, 1, 2), blend(clip[::spacing], spacing)
 
 
 def blend(keyframes: Tensor, spacing: int) -> Tensor:

@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 from ..models.interpolation_unet import InterpolationUNet
 from ..models.keyframe_unet import KeyframeUNet, keyframe_positions
+from ..models.masked_unet import MaskedUNet
 from ..models.movq import MoVQ
 from ..models.text_encoder import NULL_TOKENS_V10, TextEncoder, TextProjection, null_context, project_context
+from ..sampling.gaps import masked_groups
 
 LATENT_NOISE = 0.02
 # Errors of v weigh as errors of the estimated frames do, down to this factor: the nearly clean steps have by far
@@ -154,6 +156,44 @@ class GapVelocity(nn.Module):
         out = self.unet(x, conditions).float().unflatten(0, (B, G))
         velocity = bar.sqrt() * noise - (1 - bar).sqrt() * inner
         error = (out - velocity).square().mean(dim=(1, 2, 3, 4))
+        return (error * (1 - alpha_bar).clamp(min=MIN_WEIGHT)).mean()
+
+
+class MaskedVelocity(nn.Module):
+    """Noisy groups of five frames, both ends shown, to v of all five: the baseline (paper, appendix 10)."""
+
+    def __init__(self, unet: MaskedUNet) -> None:
+        super().__init__()
+        self.unet = unet
+        self.null_embedding = nn.Parameter(torch.zeros(unet.config.context_dim))
+
+    def forward(
+        self,
+        keyframes: Tensor,
+        groups: Tensor,
+        noise: Tensor,
+        keep: Tensor,
+        skip_frames: Tensor,
+        noise_level: Tensor,
+        timesteps: Tensor,
+        alpha_bar: Tensor,
+    ) -> Tensor:
+        """Return the weighted v-error of ``groups [B, G, 5, 4, h, w]`` shown ``keyframes [B, G + 1, 4, h, w]``."""
+        dtype = self.null_embedding.dtype
+        B, G = groups.shape[:2]
+        context, mask = null_context(self.null_embedding, B, NULL_TOKENS_V10)
+        conditions = self.unet.prepare(
+            context, mask, timesteps[None], num_gaps=G, skip_frames=skip_frames, noise_level=noise_level
+        )
+        bar = alpha_bar[:, None, None, None, None, None]
+        noisy = bar.sqrt() * groups + (1 - bar).sqrt() * noise
+        # A clip without its keyframes is shown no mask either, as in the sampler's other branch.
+        shown = masked_groups(keyframes).unflatten(0, (B, -1)) * keep[:, None, None, None, None]
+        x = torch.cat([noisy.flatten(1, 2), shown], dim=2)
+        x = x.flatten(0, 1).to(dtype, memory_format=torch.channels_last)
+        out = self.unet(x, conditions).float().unflatten(0, groups.shape[:3])
+        velocity = bar.sqrt() * noise - (1 - bar).sqrt() * groups
+        error = (out - velocity).square().mean(dim=(1, 2, 3, 4, 5))
         return (error * (1 - alpha_bar).clamp(min=MIN_WEIGHT)).mean()
 
 

@@ -29,6 +29,8 @@ INTERPOLATION = replace(
     init_channels=64, dim_mult=(1,), num_blocks=(2,), add_cross_attention=(False,), add_self_attention=(True,),
     expansion_ratio=2, num_frames=None,
 )  # fmt: skip
+# The paper's baseline at the same sizes; used by the comparison only.
+MASKED = replace(INTERPOLATION, stage="masked", num_channels=9, out_channels=4, num_frames=5)
 
 # Frames that the range of the latents is read from.
 RANGE_FRAMES = 2000

@@ -44,12 +44,14 @@ class Workshop:
         device: where to train.
         dtype: float32, or bfloat16 where that is faster.
         share: factor on every stage's steps and clips; the shipped weights have 1.
+        seed: of the data and noise of every stage; the shipped weights have 0.
     """
 
     folder: Path
     device: torch.device
     dtype: torch.dtype
     share: float = 1.0
+    seed: int = 0
 
     def scaled(self, count: int) -> int:
         """Return a number of steps or clips at this workshop's share."""
@@ -61,12 +63,23 @@ class Workshop:
 
     def train(self, stage: str, objective: nn.Module, draw: Callable[..., tuple[Tensor, ...]], fit: Fit) -> None:
         """Train one stage to its end and keep all weights of the objective, the averaged ones where trained."""
-        torch.manual_seed(0)
+        torch.manual_seed(self.seed)
         fit = replace(fit, steps=self.scaled(fit.steps))
         averages = train(
-            objective, draw, fit, self.folder / "state" / f"{stage}.pt", device=self.device, dtype=self.dtype
+            objective,
+            self._draws(draw),
+            fit,
+            self.folder / "state" / f"{stage}.pt",
+            device=self.device,
+            dtype=self.dtype,
         )
         self.save(stage, {k: averages.get(k, v.detach().cpu()) for k, v in objective.state_dict().items()})
+
+    def _draws(self, draw: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+        if not self.seed:
+            return draw
+        # The training seeds its source by the step alone, so that a resumed run sees the same data.
+        return lambda rng, batch: draw(np.random.default_rng([self.seed, int(rng.integers(2**62))]), batch)
 
     def save(self, stage: str, weights: dict[str, Tensor]) -> None:
         """Write the result of a stage."""
@@ -87,6 +100,7 @@ class Workshop:
             return batches.LatentClips(stored["latents"], scenes)
         clips = encode()
         words = [[getattr(scene, name) for name in ATTRIBUTES] for scene in clips.scenes]
+        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             torch.save({"latents": clips.latents, "scenes": words}, temporary)
         return clips

@@ -6,6 +6,11 @@ from typing import Any, Self
 from ..errors import InputError
 
 FAMILIES = ("1.0", "1.1")
+STAGES = ("keyframe", "interpolation", "masked")
+# Where time is mixed in a keyframe U-Net (paper figure 3); the releases are the second.
+RELEASED_VARIANT, WINDOWED_VARIANT = "Conv1dAttn1dBlocks", "Conv1dAttn3dBlocks"
+MIXED_VARIANT, VOLUME_VARIANT = "Conv1dAttn1dLayers", "Conv3dAttn1dBlocks"
+TEMPORAL_VARIANTS = (MIXED_VARIANT, RELEASED_VARIANT, VOLUME_VARIANT, WINDOWED_VARIANT)
 
 
 class _FromDict:
@@ -26,8 +31,9 @@ class UNetConfig(_FromDict):
 
     Attributes:
         family: "1.0" or "1.1".
-        stage: "keyframe" or "interpolation".
+        stage: "keyframe", "interpolation", or "masked": the paper's baseline of the interpolation.
         num_frames: keyframes the network was trained on (15 in 1.0, 12 in 1.1); other counts run as well.
+        temporal_variant: one of ``TEMPORAL_VARIANTS``; the interpolation mixes time in its own way and knows one.
     """
 
     family: str
@@ -49,26 +55,42 @@ class UNetConfig(_FromDict):
     num_frames: int | None = None
     noise_augmentation: bool = False
     motion_score: bool = False
+    temporal_variant: str = RELEASED_VARIANT
 
     def __post_init__(self) -> None:
         """Refuse what no block could be built from."""
-        if self.family not in FAMILIES or self.stage not in ("keyframe", "interpolation"):
+        if self.family not in FAMILIES or self.stage not in STAGES:
             raise InputError(
-                f"a U-Net is of family 1.0 or 1.1 and stage keyframe or interpolation, got {self.family!r} and "
+                f"a U-Net is of family 1.0 or 1.1 and stage {', '.join(STAGES)}, got {self.family!r} and "
                 f"{self.stage!r}: correct the configuration"
             )
+        if self.stage == "masked" and self.family != "1.0":
+            raise InputError(f"a masked-frame U-Net is of family 1.0, got {self.family!r}: correct the configuration")
+        check_variant(self.temporal_variant)
         if self.init_channels is None:
             object.__setattr__(self, "init_channels", self.model_channels)
 
     @property
     def latent_channels(self) -> int:
         """Channels of one latent frame: 4 in both releases."""
-        return self.out_channels if self.stage == "keyframe" else self.out_channels // 3
+        return self.out_channels // 3 if self.stage == "interpolation" else self.out_channels
 
     @property
     def side_multiple(self) -> int:
         """Latent height and width must be multiples of this."""
-        return 2 ** (len(self.dim_mult) - 1)
+        halvings = len(self.dim_mult) - 1
+        # Windows of 2 x 2 positions must fit the smallest level as well.
+        return 2 ** (halvings + (self.temporal_variant == WINDOWED_VARIANT))
+
+
+def check_variant(name: str) -> None:
+    """Refuse the name of a temporal variant that does not exist.
+
+    Raises:
+        InputError: naming those that do.
+    """
+    if name not in TEMPORAL_VARIANTS:
+        raise InputError(f"expected a temporal variant, got {name!r}: choose from {', '.join(TEMPORAL_VARIANTS)}")
 
 
 @dataclass(frozen=True)
@@ -132,6 +154,8 @@ KEYFRAME_V10 = UNetConfig("1.0", "keyframe", 4, 4, num_frames=15)
 KEYFRAME_V11 = UNetConfig("1.1", "keyframe", 9, 4, num_frames=12, noise_augmentation=True, motion_score=True)
 INTERPOLATION_V10 = UNetConfig("1.0", "interpolation", 20, 12)
 INTERPOLATION_V11 = UNetConfig("1.1", "interpolation", 20, 12)
+# The paper's baseline was never released: the keyframe U-Net with known frames and their mask beside the noisy ones.
+MASKED = UNetConfig("1.0", "masked", 9, 4, num_frames=5)
 MOVQ = MoVQConfig()
 VIDEO_MOVQ = replace(MOVQ, temporal=True, temporal_attention_block=True)
 FLAN_UL2 = TextConfig()

@@ -81,17 +81,19 @@ class InterpolationUNet(UNet):
         per_row = num_gaps if gaps_per_row is None else gaps_per_row
         valid, mask = cut_context(context, context_mask)
         pooled = self.feature_pooling(context, lengths, valid, mask)
-        time = self._time_vectors(timesteps, context)
-        # Release 1.0 pools the text first and dims it with the time; 1.1 adds it last (golden v1*_interpolation_unet).
-        if self.config.family == "1.0":
-            time = self._merge_conditions(time + pooled, noise_level, skip_frames, rows)
-        else:
-            time = self._merge_conditions(time, noise_level, skip_frames, rows) + pooled
+        time = self._told(self._time_vectors(timesteps, context), pooled, noise_level, skip_frames)
         merge = None if merge is None else merge.to(context.device).repeat_interleave(per_row, 0)
         mixing, merge = part_merge(merge, num_gaps)
         return self._tables(
             valid, mask, {"time": time}, samples=rows * per_row, num_frames=num_gaps, mixing=mixing, merge=merge
         )
+
+    def _told(self, time: Tensor, pooled: Tensor, noise_level: Tensor | float, skip_frames: Tensor | int) -> Tensor:
+        rows = len(pooled)
+        # Release 1.0 pools the text first and dims it with the time; 1.1 adds it last (golden v1*_interpolation_unet).
+        if self.config.family == "1.0":
+            return self._merge_conditions(time + pooled, noise_level, skip_frames, rows)
+        return self._merge_conditions(time, noise_level, skip_frames, rows) + pooled
 
     def _merge_conditions(
         self, time: Tensor, noise_level: Tensor | float, skip_frames: Tensor | int, rows: int

@@ -3,24 +3,46 @@
 import torch
 from torch import Tensor, nn
 
-from .blocks import Embedding
+from .blocks import Embedding, ResNetBlock
 from .conditions import Conditions, Step, combine_rows, cut_context
+from .configs import MIXED_VARIANT
 from .layers import Layers
-from .temporal_blocks import TemporalAttentionBlock, TemporalResNetBlock
+from .temporal_blocks import MixedAttentionBlock, MixedConvBlock, TemporalAttentionBlock, TemporalResNetBlock
 from .unet import BlockSet, UNet, expand_rows
 
 
 class KeyframeBlocks(BlockSet):
-    """Spatial blocks of Kandinsky 3.0 with temporal blocks between them (Conv1dAttn1dBlocks)."""
+    """Spatial blocks of Kandinsky 3.0 with temporal blocks between them, or temporal layers inside (paper figure 3)."""
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether time is mixed by layers inside the spatial blocks, in place of blocks of its own."""
+        return self.config.temporal_variant == MIXED_VARIANT
+
+    def residual(self, inputs: int, outputs: int, resample: str | None = None) -> nn.Module:
+        """Spatial residual block, with convolutions over time inside where they are mixed."""
+        if not self.is_mixed:
+            return super().residual(inputs, outputs, resample)
+        return ResNetBlock(self.layers, self.config, (inputs, outputs), resample, MixedConvBlock)
+
+    def self_attention(self, channels: int) -> nn.Module:
+        """Attention block over positions, with attention over time inside where they are mixed."""
+        if not self.is_mixed:
+            return super().self_attention(channels)
+        return MixedAttentionBlock(self.layers, self.config, channels)
 
     def temporal_residual(self, channels: int) -> nn.Module:
         """Residual block over the keyframes."""
+        if self.is_mixed:
+            return super().temporal_residual(channels)
         # Release 1.1 tells these norms time and position, release 1.0 the time only (golden v1*_keyframe_unet).
         rows = "time" if self.config.family == "1.0" else "both"
         return TemporalResNetBlock(self.layers, self.config, channels, rows)
 
     def temporal_attention(self, channels: int) -> nn.Module:
         """Attention block over the keyframes."""
+        if self.is_mixed:
+            return super().temporal_attention(channels)
         return TemporalAttentionBlock(self.layers, self.config, channels)
 
 

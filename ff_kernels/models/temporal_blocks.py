@@ -1,14 +1,24 @@
-"""Blocks that mix the samples of a clip over time (paper section 4.2; released variant Conv1dAttn1dBlocks)."""
+"""Blocks that mix the samples of a clip over time: the four variants of the paper's figure 3, and the interpolation."""
 
 from collections.abc import Callable
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from ..ops import attend_over_time
-from .blocks import Attention, ConditionalGroupNorm, ConvBlock, add_feed_forward, feed_forward, to_maps, to_tokens
+from ..ops import attend, attend_over_time
+from .blocks import (
+    Attention,
+    AttentionBlock,
+    ConditionalGroupNorm,
+    ConvBlock,
+    add_feed_forward,
+    feed_forward,
+    to_maps,
+    to_tokens,
+)
 from .conditions import Rows, Step
-from .configs import UNetConfig
+from .configs import VOLUME_VARIANT, WINDOWED_VARIANT, UNetConfig
 from .layers import Layers, is_pointwise, project, project_maps
 
 
@@ -30,19 +40,41 @@ def run_in_time(conv: nn.Module, x: Tensor, frames: int, residual: Tensor | None
     return out if residual is None else residual + out
 
 
+def run_in_volume(conv: nn.Module, x: Tensor, frames: int, residual: Tensor | None = None) -> Tensor:
+    """Run a 3x3x3 convolution on ``[N, C, H, W]``, N clips of ``frames`` samples, and add ``residual``."""
+    out = conv(x.unflatten(0, (-1, frames)).transpose(1, 2)).transpose(1, 2).flatten(0, 1)
+    return out if residual is None else residual + out
+
+
+# The paper reduces the channels so that Conv3dAttn1dBlocks has about the parameters of the released variant, and does
+# not say by how much. At the released sizes this is the nearest (tests/models/test_variants.py).
+VOLUME_REDUCTION = 4.25
+
+
+def volume_width(channels: int, groups: int) -> int:
+    """Return the channels inside a block of 3x3x3 convolutions: a multiple of ``groups``, about a quarter of them."""
+    return max(1, round(channels / VOLUME_REDUCTION / groups)) * groups
+
+
 class TemporalResNetBlock(nn.Module):
-    """Residual bottleneck of four convolutions along time (kernels 1, 3, 3, 1), each after norm and SiLU."""
+    """Residual bottleneck of four convolutions along time (kernels 1, 3, 3, 1), each after norm and SiLU.
+
+    In Conv3dAttn1dBlocks the inner two are 3x3x3 and fewer channels wide.
+    """
 
     def __init__(self, layers: Layers, config: UNetConfig, channels: int, rows: Rows) -> None:
         super().__init__()
-        hidden = channels // config.compression_ratio
+        is_volume = config.temporal_variant == VOLUME_VARIANT
+        hidden = volume_width(channels, config.groups) if is_volume else channels // config.compression_ratio
         widths = ((channels, hidden), (hidden, hidden), (hidden, hidden), (hidden, channels))
         self.temporal_resnet_blocks = nn.ModuleList(
             nn.ModuleList(
                 [
                     ConditionalGroupNorm(layers, config, inputs, rows),
                     nn.SiLU(),
-                    layers.temporal_conv(inputs, outputs, kernel),
+                    layers.conv3d(inputs, outputs)
+                    if is_volume and kernel > 1
+                    else layers.temporal_conv(inputs, outputs, kernel),
                 ]
             )
             for (inputs, outputs), kernel in zip(widths, (1, 3, 3, 1), strict=True)
@@ -55,7 +87,8 @@ class TemporalResNetBlock(nn.Module):
         out, last = x, len(self.temporal_resnet_blocks) - 1
         for i, (norm, _, conv) in enumerate(self.temporal_resnet_blocks):
             out = norm(out, step, activate=True)
-            out = run_in_time(conv, out, step.conditions.num_frames, residual=x if i == last else None)
+            run = run_in_volume if conv.kernel_size[-1] > 1 else run_in_time
+            out = run(conv, out, step.conditions.num_frames, residual=x if i == last else None)
         return out
 
 
@@ -73,6 +106,42 @@ class TemporalSelfAttention(Attention):
         return to_maps(project(self.output_layer, out.flatten(0, 1), residual=after), x)
 
 
+class WindowedSelfAttention(TemporalSelfAttention):
+    """Attention inside windows of 2 x 2 positions and all T frames, grouped as MaxViT's block attention.
+
+    The weights are those of ``TemporalSelfAttention``; only the sequences are four times as long.
+    """
+
+    def forward(self, x: Tensor, frames: int, residual: Tensor | None = None) -> Tensor:
+        """Map ``[N, C, H, W]``, H and W even, to the same shape, plus ``residual``."""
+        tokens = to_windows(x, frames)
+        out = attend(*self.project_all(tokens), self.heads)
+        out = from_windows(project(self.output_layer, out), x, frames)
+        return out if residual is None else residual + out
+
+
+def to_windows(x: Tensor, frames: int) -> Tensor:
+    """Gather ``[B * T, C, H, W]`` as ``[B * H / 2 * W / 2, T * 4, C]``: four neighbouring positions of every frame."""
+    return rearrange(x, "(b t) c (h p) (w q) -> (b h w) (t p q) c", t=frames, p=2, q=2)
+
+
+def from_windows(tokens: Tensor, like: Tensor, frames: int) -> Tensor:
+    """Undo ``to_windows``: ``[N, C, H, W]`` with the sides of ``like``."""
+    H, W = like.shape[-2:]
+    return rearrange(tokens, "(b h w) (t p q) c -> (b t) c (h p) (w q)", t=frames, p=2, q=2, h=H // 2, w=W // 2)
+
+
+def temporal_self_attention(layers: Layers, config: UNetConfig, channels: int) -> TemporalSelfAttention:
+    """Return the attention over time of the configured variant."""
+    is_windowed = config.temporal_variant == WINDOWED_VARIANT
+    return (WindowedSelfAttention if is_windowed else TemporalSelfAttention)(layers, config, channels)
+
+
+def first_rows(config: UNetConfig) -> Rows:
+    """Return what the norm before an attention over time is told."""
+    return "position" if config.family == "1.0" else "both"
+
+
 class TemporalAttentionBlock(nn.Module):
     """Temporal attention and its own feed-forward, each residual; norms are named as each release names them."""
 
@@ -81,12 +150,12 @@ class TemporalAttentionBlock(nn.Module):
         is_v10 = config.family == "1.0"
         # Release 1.0: the first norm is told the frame position only, the second the time only; release 1.1
         # tells both norms the sum of the two (golden v10_keyframe_unet, v11_keyframe_unet).
-        first: Rows = "position" if is_v10 else "both"
+        first = first_rows(config)
         second: Rows = "time" if is_v10 else "both"
         names = ("in_norm", "out_norm") if is_v10 else ("temporal_norm", "ff_norm")
         self.norm_names = names
         self.add_module(names[0], ConditionalGroupNorm(layers, config, channels, first))
-        self.temporal_attention = TemporalSelfAttention(layers, config, channels)
+        self.temporal_attention = temporal_self_attention(layers, config, channels)
         self.add_module(names[1], ConditionalGroupNorm(layers, config, channels, second))
         self.feed_forward = feed_forward(layers, config, channels)
 
@@ -97,6 +166,43 @@ class TemporalAttentionBlock(nn.Module):
         in_norm, out_norm = (getattr(self, name) for name in self.norm_names)
         x = self.temporal_attention(in_norm(x, step), step.conditions.num_frames, x)
         return add_feed_forward(self.feed_forward, x, out_norm(x, step))
+
+
+class MixedConvBlock(ConvBlock):
+    """Convolution block of Conv1dAttn1dLayers: every convolution is followed by a 3x1x1 under the same residual.
+
+    The drawing has two of each, Conv2D, TConv1D, Conv2D, TConv1D; the residual blocks of Kandinsky 3.0 hold four.
+    """
+
+    mixes_time = True
+
+    def __init__(
+        self, layers: Layers, config: UNetConfig, channels: tuple[int, int], kernel: int, resample: str | None
+    ) -> None:
+        super().__init__(layers, config, channels, kernel, resample)
+        self.temporal_projection = layers.temporal_conv(channels[1], channels[1])
+
+    def mix_time(self, x: Tensor, step: Step) -> Tensor:
+        """Mix the frames of a clip."""
+        if not step.conditions.is_temporal:
+            return x
+        return run_in_time(self.temporal_projection, x, step.conditions.num_frames)
+
+
+class MixedAttentionBlock(AttentionBlock):
+    """Attention block of Conv1dAttn1dLayers: positions (+), time (+), feed-forward (+)."""
+
+    def __init__(self, layers: Layers, config: UNetConfig, channels: int) -> None:
+        super().__init__(layers, config, channels)
+        self.temporal_norm = ConditionalGroupNorm(layers, config, channels, first_rows(config))
+        self.temporal_attention = temporal_self_attention(layers, config, channels)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """Map ``[N, C, H, W]`` to the same shape."""
+        x = self._add_positions(x, step)
+        if step.conditions.is_temporal:
+            x = self.temporal_attention(self.temporal_norm(x, step), step.conditions.num_frames, x)
+        return add_feed_forward(self.feed_forward, x, self.out_norm(x, step))
 
 
 def mix_in_time(x: Tensor, step: Step, mix: Callable[[Tensor], Tensor]) -> Tensor:

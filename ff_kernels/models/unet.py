@@ -1,4 +1,4 @@
-"""The skeleton that all four U-Nets share: levels down and up, embeddings, and the tables of ``prepare``."""
+"""The skeleton that all U-Nets share: levels down and up, embeddings, and the tables of ``prepare``."""
 
 import itertools
 from typing import Any
@@ -14,7 +14,7 @@ from .layers import Layers
 
 
 class BlockSet:
-    """The blocks of one level kind; the keyframe and interpolation U-Nets differ only here."""
+    """The blocks of one level kind; the U-Nets and their temporal variants differ only here."""
 
     is_time_last = False
 
@@ -24,6 +24,10 @@ class BlockSet:
     def residual(self, inputs: int, outputs: int, resample: str | None = None) -> nn.Module:
         """Spatial residual block."""
         return ResNetBlock(self.layers, self.config, (inputs, outputs), resample)
+
+    def self_attention(self, channels: int) -> nn.Module:
+        """Attention block over the positions of a frame."""
+        return AttentionBlock(self.layers, self.config, channels)
 
     def temporal_residual(self, channels: int) -> nn.Module:
         """Residual block over time, or an identity."""
@@ -40,7 +44,7 @@ class _Level(nn.Module):
         self.self_attention_block = nn.Identity()
         self.temporal_attention_block = nn.Identity()
         if self_attention:
-            self.self_attention_block = AttentionBlock(blocks.layers, blocks.config, channels)
+            self.self_attention_block = blocks.self_attention(channels)
             self.temporal_attention_block = blocks.temporal_attention(channels)
 
 
@@ -108,7 +112,7 @@ class UpLevel(_Level):
 
 
 class UNet(nn.Module):
-    """Base of the four U-Nets; see ``KeyframeUNet`` and ``InterpolationUNet``.
+    """Base of the U-Nets; see ``KeyframeUNet``, ``InterpolationUNet`` and ``MaskedUNet``.
 
     Args:
         config: sizes, family and stage.

@@ -53,6 +53,30 @@ def join_gaps(keyframes: Tensor, gaps: Tensor) -> Tensor:
     return torch.cat([groups.flatten(1, 2), keyframes[:, -1:]], dim=1)
 
 
+def masked_groups(keyframes: Tensor) -> Tensor:
+    """Return what a masked-frame network is shown of every gap: both ends, zeros between them, and the mask.
+
+    Args:
+        keyframes: ``[B, T, C, h, w]``, T at least 2.
+
+    Returns:
+        ``[B * (T - 1) * 5, C + 1, h, w]``; the last channel is 1 on known frames.
+
+    Raises:
+        ShapeError: if there are fewer than two keyframes.
+    """
+    left, right = split_gaps(keyframes)
+    groups = left.new_zeros(len(left), FRAMES_PER_GAP + 2, left.shape[1] + 1, *left.shape[2:])
+    groups[:, 0, :-1], groups[:, -1, :-1] = left, right
+    groups[:, (0, -1), -1] = 1
+    return groups.flatten(0, 1)
+
+
+def inner_frames(groups: Tensor) -> Tensor:
+    """Return the gaps ``[G, 3C, h, w]`` of groups with both ends ``[G * 5, C, h, w]``, for ``join_gaps``."""
+    return groups.unflatten(0, (-1, FRAMES_PER_GAP + 2))[:, 1:-1].flatten(1, 2)
+
+
 def frames_after(keyframes: int, passes: int) -> int:
     """Return the frames that ``passes`` interpolation passes make of ``keyframes``: T to 4T - 3 per pass."""
     for _ in range(passes):

@@ -18,6 +18,7 @@ from ...ff_kernels.models.text_encoder import TextProjection
 NODE_OF = {
     "keyframe": "FusionFrames Load Model",
     "interpolation": "FusionFrames Load Model",
+    "masked": "FusionFrames Load Model",
     "movq": "FusionFrames Load MoVQ",
     "video_movq": "FusionFrames Load MoVQ",
     "text_encoder": "FusionFrames Load Text Encoder",

@@ -11,6 +11,7 @@ from ...ff_kernels.models.conditions import Conditions
 from ...ff_kernels.models.configs import UNetConfig
 from ...ff_kernels.models.interpolation_unet import InterpolationUNet
 from ...ff_kernels.models.keyframe_unet import KeyframeUNet, keyframe_positions
+from ...ff_kernels.models.masked_unet import MaskedUNet
 from ...ff_kernels.models.unet import UNet
 from ...ff_kernels.ops.eager.step import clip_to_quantile, clip_to_range
 from ...ff_kernels.ops.step import THRESHOLD_V10
@@ -103,6 +104,20 @@ class CoreInterpolationUNet(_InCore, InterpolationUNet):
     """Interpolation U-Net in core's care; only our own sampler calls it, gap by gap."""
 
 
+class CoreMaskedUNet(_InCore, MaskedUNet):
+    """Masked-frame U-Net in core's care; only our own sampler calls it, gap by gap."""
+
+
+# The engine's network of a stage, and the same in core's care.
+NETWORKS = {
+    "keyframe": (KeyframeUNet, CoreKeyframeUNet),
+    "interpolation": (InterpolationUNet, CoreInterpolationUNet),
+    "masked": (MaskedUNet, CoreMaskedUNet),
+}
+# What fills gaps: the paper's interpolation or its baseline.
+GAP_NETWORKS = ("interpolation", "masked")
+
+
 class EngineView:
     """A U-Net in core's care with the call of the engine's samplers."""
 
@@ -111,7 +126,7 @@ class EngineView:
 
     def __call__(self, x: Tensor, conditions: Conditions, step: int = 0) -> Tensor:
         """Predict; see ``UNet.forward``."""
-        network = KeyframeUNet if self.config.stage == "keyframe" else InterpolationUNet
+        network, _ = NETWORKS[self.config.stage]
         return network.forward(self._unet, x, conditions, step)
 
 
@@ -137,7 +152,7 @@ class CoreModel(BaseModel):
     """A U-Net of FusionFrames in core's sampling."""
 
     def __init__(self, config: "CoreConfig", device: Any) -> None:
-        network = CoreKeyframeUNet if config.network.stage == "keyframe" else CoreInterpolationUNet
+        _, network = NETWORKS[config.network.stage]
         super().__init__(config, ModelType.EPS, device=device, unet_model=network)
         self.network_config: UNetConfig = config.network
         self.null_embedding: Tensor | None = config.null_embedding
@@ -246,8 +261,8 @@ def load_model(weights: Weights, dtype: torch.dtype | None, disable_dynamic: boo
     return patcher
 
 
-def network_of(model: Any, stage: str, node_input: str) -> tuple[EngineView, CoreModel]:
-    """Return the engine's view of a MODEL and the model itself.
+def network_of(model: Any, stage: str | tuple[str, ...], node_input: str) -> tuple[EngineView, CoreModel]:
+    """Return the engine's view of a MODEL of a stage, or of one of several, and the model itself.
 
     Raises:
         InputError: if the MODEL is another pack's, or of another stage.
@@ -262,15 +277,14 @@ def network_of(model: Any, stage: str, node_input: str) -> tuple[EngineView, Cor
     return EngineView(inner.diffusion_model), inner
 
 
-def require_stage(config: UNetConfig, stage: str, node_input: str) -> None:
-    """Refuse a U-Net of the other stage in words."""
-    if config.stage != stage:
-        use = {
-            "keyframe": "FusionFrames Keyframe Sampler or KSampler",
-            "interpolation": "FusionFrames Interpolate or FusionFrames Masked Interpolate",
-        }
+def require_stage(config: UNetConfig, stage: str | tuple[str, ...], node_input: str) -> None:
+    """Refuse a U-Net of another stage in words."""
+    stages = (stage,) if isinstance(stage, str) else stage
+    if config.stage not in stages:
+        fills = "FusionFrames Interpolate or FusionFrames Masked Interpolate"
+        use = {"keyframe": "FusionFrames Keyframe Sampler or KSampler", "interpolation": fills, "masked": fills}
         raise InputError(
-            f"{node_input} expected the {stage} U-Net, got the {config.stage} U-Net of release {config.family}: "
+            f"{node_input} expected the {stages[0]} U-Net, got the {config.stage} U-Net of release {config.family}: "
             f"connect that one to {use[config.stage]}"
         )
 

@@ -14,6 +14,7 @@ from fusionframes.ff_kernels.demo.scenes import is_held_out
 from fusionframes.ff_kernels.demo.training import Fit, learning_rate_at, train
 from fusionframes.ff_kernels.model_files import find_models
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
+from fusionframes.ff_kernels.models.masked_unet import MaskedUNet
 from fusionframes.ff_kernels.models.movq import MoVQ
 from fusionframes.ff_kernels.pipeline import Pipeline
 from fusionframes.ff_kernels.sampling.gaps import join_gaps
@@ -139,6 +140,72 @@ def test_gap_velocity_of_a_perfect_network_is_zero_error():
     objective.unet.forward = lambda x, conditions: wanted.flatten(0, 1)
     args = (torch.ones(2), torch.tensor([3, 1]), torch.tensor([0, 9]), torch.tensor([20, 40]), bar)
     assert objective(keyframes, inner, noise, *args).item() == pytest.approx(0, abs=1e-10)
+
+
+def test_masked_velocity_of_a_perfect_network_is_zero_error():
+    objective = objectives.MaskedVelocity(initialise(MaskedUNet(recipe.MASKED)))
+    keyframes, groups, noise = torch.randn(2, 3, 4, 4, 4), torch.randn(2, 2, 5, 4, 4, 4), torch.randn(2, 2, 5, 4, 4, 4)
+    bar = torch.tensor([0.3, 0.8])
+    share = bar[:, None, None, None, None, None]
+    seen = []
+
+    def perfect(x, conditions):
+        seen.append(x)
+        return (share.sqrt() * noise - (1 - share).sqrt() * groups).flatten(0, 2)
+
+    objective.unet.forward = perfect
+    args = (torch.tensor([1.0, 0.0]), torch.tensor([3, 1]), torch.tensor([0, 9]), torch.tensor([20, 40]), bar)
+    assert objective(keyframes, groups, noise, *args).item() == pytest.approx(0, abs=1e-10)
+    x = seen[0].unflatten(0, (2, 2, 5))
+    assert torch.equal(x[0, 1, 0, 4:8], keyframes[0, 1])
+    assert torch.equal(x[0, 1, 4, 4:8], keyframes[0, 2])
+    assert x[0, 1, :, 8].mean(dim=(1, 2)).tolist() == [1, 0, 0, 0, 1]
+    # A clip whose keyframes are dropped is shown neither frames nor mask.
+    assert not x[1, :, :, 4:].any()
+
+
+def test_draw_groups_draws_the_clips_of_draw_gaps():
+    windows = torch.randn(3, 17, 4, 2, 2)
+    clips = {skip: batches.LatentClips(windows.half(), (batches.TRAINING_SCENES[0],) * 3) for skip in (1, 3)}
+    for seed in range(5):
+        gaps = batches.draw_gaps(np.random.default_rng(seed), 4, clips)
+        groups = batches.draw_groups(np.random.default_rng(seed), 4, clips)
+        assert torch.equal(gaps[0], groups[0])
+        assert torch.equal(gaps[1], groups[1][:, :, 1:4].flatten(2, 3))
+        assert all(torch.equal(a, b) for a, b in zip(gaps[3:6], groups[3:6], strict=True))
+
+
+def test_workshop_seed_changes_the_data_and_zero_keeps_the_shipped_order(tmp_path):
+    def seen(seed):
+        shop, drawn = stages.Workshop(tmp_path / str(seed), torch.device("cpu"), torch.float32, 0.01, seed), []
+
+        def draw(rng, batch):
+            drawn.append(draw_line(rng, batch)[0])
+            return (drawn[-1],)
+
+        shop.train("line", Line(), draw, FIT)
+        return torch.cat(drawn)
+
+    data = [seen(seed) for seed in range(3)]
+    assert torch.equal(data[0][:8], draw_line(np.random.default_rng([0, 7]), 8)[0])
+    assert not torch.equal(data[1], data[0])
+    assert not torch.equal(data[1], data[2])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"temporal": True, "temporal_kernel_size": (3, 1, 1), "temporal_attention_block": True},
+        {"temporal_blocks": True, "temporal_attention_block": True},
+    ],
+)
+def test_initialise_leaves_every_video_decoder_equal_to_the_image_decoder(flags):
+    with torch.no_grad():
+        image = MoVQ(recipe.MOVQ)
+        video = initialise(MoVQ(replace(recipe.MOVQ, **flags)))
+        video.load_state_dict(image.state_dict(), strict=False)
+        latents = torch.randn(3, 4, 4, 4)
+        assert torch.allclose(video.decode(latents), image.decode(latents), atol=1e-5)
 
 
 def test_train_tokenizer_covers_every_caption_word():

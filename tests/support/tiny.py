@@ -8,6 +8,7 @@ from torch import nn
 from fusionframes.ff_kernels.models.configs import MoVQConfig, TextConfig, UNetConfig
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
 from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet
+from fusionframes.ff_kernels.models.masked_unet import MaskedUNet
 from fusionframes.ff_kernels.verify import fill_weights
 
 CONTEXT = 24
@@ -20,14 +21,15 @@ KEYFRAME_V10 = UNetConfig("1.0", "keyframe", 4, 4, num_frames=3, **SIZES)
 KEYFRAME_V11 = UNetConfig("1.1", "keyframe", 9, 4, num_frames=3, noise_augmentation=True, motion_score=True, **SIZES)
 INTERPOLATION_V10 = UNetConfig("1.0", "interpolation", 20, 12, **SIZES)
 INTERPOLATION_V11 = UNetConfig("1.1", "interpolation", 20, 12, **SIZES)
+MASKED = UNetConfig("1.0", "masked", 9, 4, num_frames=5, **SIZES)
 MOVQ = MoVQConfig(ch=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(128,), resolution=256, groups=8)
 VIDEO_MOVQ = replace(MOVQ, temporal=True, temporal_attention_block=True)
 TEXT = TextConfig(vocab_size=160, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
 
 
 def unet(config: UNetConfig, seed: int = 0, **options) -> nn.Module:
-    cls = KeyframeUNet if config.stage == "keyframe" else InterpolationUNet
-    return fill_weights(cls(config, **options), seed)
+    networks = {"keyframe": KeyframeUNet, "interpolation": InterpolationUNet, "masked": MaskedUNet}
+    return fill_weights(networks[config.stage](config, **options), seed)
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -25,6 +25,7 @@ CONFIGS = {
     ),
     "interpolation_v10": replace(tiny.INTERPOLATION_V10, **UNET),
     "interpolation_v11": replace(tiny.INTERPOLATION_V11, **UNET),
+    "masked": replace(tiny.MASKED, **UNET),
     "movq": tiny.MOVQ,
     "movq_double_z": replace(tiny.MOVQ, double_z=True, attn_resolutions=(256, 128), num_res_blocks=2),
     "video_movq": tiny.VIDEO_MOVQ,
@@ -36,7 +37,7 @@ CONFIGS = {
     "video_movq_3d": replace(tiny.MOVQ, build_3D_decoder=True),
     "text_encoder": tiny.TEXT,
 }
-STAGES = ("keyframe", "interpolation", "video_movq", "movq", "text_encoder", "projection")
+STAGES = ("keyframe", "interpolation", "masked", "video_movq", "movq", "text_encoder", "projection")
 
 
 def kind_of(name: str) -> Kind:
@@ -65,7 +66,7 @@ def nested(name: str) -> dict:
     if name == "projection":
         return {"projection_base": projection(1), "projection_interpolation": projection(2)}
     state = dict(network_of(name).state_dict())
-    if not name.startswith(("keyframe", "interpolation")):
+    if not name.startswith(("keyframe", "interpolation", "masked")):
         return state
     nest = {"unet": state, "null_embedding": tiny.draw(tiny.CONTEXT, seed=7)}
     if name == "keyframe_v10":
@@ -87,12 +88,16 @@ def run(network: nn.Module) -> Tensor:
     if isinstance(config, TextConfig):
         return network(torch.arange(5)[None], torch.ones(1, 5))
     texts = (*tiny.context(1), torch.tensor([40]))
+    samples = 2
     if config.stage == "interpolation":
         conditions = network.prepare(*texts, num_gaps=2, skip_frames=3)
+    elif config.stage == "masked":
+        conditions = network.prepare(*texts, num_gaps=2, skip_frames=3)
+        samples = conditions.samples
     else:
         extra = {"noise_level": 20, "motion_score": 10} if config.family == "1.1" else {}
         conditions = network.prepare(*texts, positions=keyframe_positions(config.family, 2), num_frames=2, **extra)
-    return network(tiny.draw(2, config.num_channels, 4, 4), conditions)
+    return network(tiny.draw(samples, config.num_channels, 4, 4), conditions)
 
 
 def equal(left: nn.Module, right: nn.Module) -> bool:
