@@ -111,7 +111,7 @@ def _mean_curve(curves: Sequence[Tensor]) -> tuple[float, ...]:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if 0 < abs(value) < 1e-3 or abs(value) >= 1e5 else f"{value:.4f}"
+    return f"{value:.4g}" if 0 < abs(value) < 0.1 or abs(value) >= 1e5 else f"{value:.4f}"
 
 
 def text_table(measures: Sequence[Measure]) -> str:
