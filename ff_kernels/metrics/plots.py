@@ -157,8 +157,9 @@ def _draw_curve(draw: ImageDraw.ImageDraw, panel: _Panel, measure: Measure, colo
         if len(run) > 1:
             draw.line(run, fill=colour, width=round(_LINE_PX * scale), joint="curve")
         # A value between two gaps has no line to show it.
-        for point in run if has_dots or len(run) == 1 else []:
-            draw.circle(point, _DOT_PX * scale, fill=colour)
+        for dot_x, dot_y in run if has_dots or len(run) == 1 else []:
+            radius = _DOT_PX * scale
+            draw.ellipse([dot_x - radius, dot_y - radius, dot_x + radius, dot_y + radius], fill=colour)
         run = []
         if index < len(measure.per_frame):
             side = 4 * scale
