@@ -59,17 +59,19 @@ def frame_encoder(clip_vision: Any) -> Callable[[Tensor], Tensor]:
         clip_vision: core's CLIP_VISION.
 
     Raises:
-        InputError: if it is no CLIP or its file had no projection.
+        InputError: now, if it has no projection. When called, if its file had none, which older cores do not tell.
     """
     projection = getattr(getattr(clip_vision, "model", None), "visual_projection", None)
-    if getattr(projection, "weight", None) is None:
-        name = getattr(clip_vision, "model_type", type(clip_vision).__name__)
-        raise InputError(
-            f"clip_vision expected the image side of a CLIP with its projection, got {name} without one: {_ADVICE}"
-        )
+    name = getattr(clip_vision, "model_type", type(clip_vision).__name__)
+    refusal = f"clip_vision expected the image side of a CLIP with its projection, got {name} without one: {_ADVICE}"
+    if not hasattr(projection, "weight"):
+        raise InputError(refusal)
 
     def encode(pictures: Tensor) -> Tensor:
-        return clip_vision.encode_image(pictures.movedim(1, -1), crop=True)["image_embeds"]
+        embeddings = clip_vision.encode_image(pictures.movedim(1, -1), crop=True)["image_embeds"]
+        if not _is_filled(projection.weight):
+            raise InputError(refusal)
+        return embeddings
 
     return encode
 

@@ -172,6 +172,10 @@ def test_clipsim_refuses_encoders_without_a_shared_space(core, demo, video, visi
     siglip.model.visual_projection = torch.nn.Identity()
     with pytest.raises(ValueError, match="image side of a CLIP with its projection, got siglip_vision_model"):
         clipsim(core, video, clip_l, siglip)
+    empty = make_vision(L)
+    empty.model.visual_projection.weight.data.zero_()
+    with pytest.raises(ValueError, match="with its projection, got clip_vision_model without one"):
+        clipsim(core, video, clip_l, empty)
     with pytest.raises(ValueError, match="got an empty text"):
         clipsim(core, video, clip_l, vision, " ")
 
