@@ -89,7 +89,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--splits", type=int, default=10, help="splits of the IS, 1..clips (default 10)")
     parser.add_argument("--unpaired", action="store_true", help="any clips: only FVD, IS and temporal consistency")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    parser.add_argument("--plot", type=Path, help="write the curves over frames (.png, .jpg, .webp); needs matplotlib")
+    parser.add_argument("--plot", type=Path, help="write the curves over frames (.png, .jpg, .webp)")
     parser.add_argument("--device", help="torch device of the networks (default: cuda where there is one, else cpu)")
     parser.set_defaults(run=run_evaluate)
 
@@ -365,12 +365,11 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from .metrics.evaluation import Networks, evaluate
     from .metrics.features import load_i3d, load_inception
     from .metrics.lpips import load_lpips
-    from .metrics.plots import plot_curves, require_matplotlib
+    from .metrics.plots import plot_curves
     from .metrics.tables import text_table, to_json
 
     if options.plot is not None:
         _check_picture(options.plot, "plot")
-        require_matplotlib()
     device = _device(options.device)
     loaders = {"lpips": load_lpips, "i3d": load_i3d, "inception": load_inception}
     files = {name: getattr(options, name) for name in loaders}

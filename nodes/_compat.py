@@ -138,6 +138,22 @@ def resize_empty(model: Any, latent: dict[str, Any]) -> Tensor:
     )
 
 
+def encode_projected(clip: Any, tokens: Any) -> Tensor | None:
+    """Return the pooled text ``[1, D]`` of a CLIP after its projection, None where it has none.
+
+    As ``CLIP.encode_from_tokens``, which leaves the projection out for the encoders whose image models do not read it.
+    """
+    model = clip.cond_stage_model
+    model.reset_clip_options()
+    try:
+        model.set_clip_options({"projected_pooled": True})
+        clip.load_model(tokens)
+        model.set_clip_options({"execution_device": clip.patcher.load_device})
+        return model.encode_token_weights(tokens)[1]
+    finally:
+        model.reset_clip_options()
+
+
 def show_text(node_id: str | None, text: str) -> None:
     """Show a line of text on a node while it runs, where a server is there to show it."""
     import server
