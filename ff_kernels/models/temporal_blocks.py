@@ -6,7 +6,7 @@ from ..ops import attend_over_time
 from .blocks import Attention, ConditionalGroupNorm, ConvBlock, add_feed_forward, feed_forward, to_maps, to_tokens
 from .conditions import Rows, Step
 from .configs import UNetConfig
-from .layers import Layers, is_pointwise, project, project_maps
+from .layers import Layers, add, is_pointwise, project, project_maps
 
 
 def as_clips(x: Tensor, frames: int) -> Tensor:
@@ -23,8 +23,10 @@ def run_in_time(conv: nn.Module, x: Tensor, frames: int, residual: Tensor | None
     """Run a convolution along time on ``[N, C, H, W]``, N clips of ``frames`` samples, and add ``residual``."""
     if is_pointwise(conv):
         return project_maps(conv, x, residual=residual)
+    if residual is not None and getattr(conv, "adds_residual", False):
+        return from_clips(conv(as_clips(x, frames), as_clips(residual, frames)), x)
     out = from_clips(conv(as_clips(x, frames)), x)
-    return out if residual is None else residual + out
+    return add(out, residual)
 
 
 class TemporalResNetBlock(nn.Module):
@@ -136,11 +138,11 @@ class MergingConvBlockV10(ConvBlock):
         # Set by folding: the convolution with the merge in it.
         self.folded_time: nn.Module | None = None
 
-    def mix_time(self, x: Tensor, step: Step) -> Tensor:
+    def mix_time(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         """Mix the gaps of a clip."""
         if self.folded_time is not None:
-            return run_in_time(self.folded_time, x, step.conditions.num_frames)
-        return TemporalMergeConv.forward(self, x, step)
+            return run_in_time(self.folded_time, x, step.conditions.num_frames, residual)
+        return add(TemporalMergeConv.forward(self, x, step), residual)
 
 
 class MergingConvBlockV11(ConvBlock):
@@ -154,9 +156,9 @@ class MergingConvBlockV11(ConvBlock):
         super().__init__(layers, config, channels, kernel, resample)
         self.temporal_projection_new = TemporalMergeConv(layers, channels[1])
 
-    def mix_time(self, x: Tensor, step: Step) -> Tensor:
+    def mix_time(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         """Mix the gaps of a clip."""
-        return self.temporal_projection_new(x, step)
+        return add(self.temporal_projection_new(x, step), residual)
 
 
 class MergingAttentionBlock(nn.Module):
