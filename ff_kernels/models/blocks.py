@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..ops import attend, group_norm_mod
 from .conditions import Rows, Step
 from .configs import UNetConfig
-from .layers import Layers, is_pointwise, project, project_maps
+from .layers import Layers, add, is_pointwise, project, project_maps
 
 # Bytes of intermediate results above which samples pass a feed-forward or a residual block in parts: large enough for
 # a part to fill a device, small beside the maps that stay alive (the widest hidden ones are 377 MB at 512x512). A
@@ -69,16 +69,16 @@ class ConvBlock(nn.Module):
         self.projection = layers.conv(inputs, outputs, kernel)
         self.down_sample = layers.halve(outputs) if resample == "down" else nn.Identity()
 
-    def mix_time(self, x: Tensor, step: Step) -> Tensor:
-        """Mix the samples of a clip; a purely spatial block leaves them alone."""
-        return x
+    def mix_time(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
+        """Mix the samples of a clip and add ``residual``; a purely spatial block leaves them alone."""
+        return add(x, residual)
 
     def forward(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         """Map ``[N, C, H, W]`` to ``[N, C', H', W']``, plus ``residual`` where the block does not resample."""
         x = self.up_sample(self.group_norm(x, step, activate=True))
+        # A block that halves has no residual: only the last of four convolutions has one, and the third halves.
         early, late = (None, residual) if self.mixes_time else (residual, None)
-        x = self.down_sample(self.mix_time(project_maps(self.projection, x, residual=early), step))
-        return x if late is None else late + x
+        return self.down_sample(self.mix_time(project_maps(self.projection, x, residual=early), step, late))
 
 
 class ResNetBlock(nn.Module):

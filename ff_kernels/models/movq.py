@@ -77,6 +77,9 @@ class ResnetBlock(nn.Module):
         if self.is_temporal:
             h = self._mix(h, self.temporal_projection1, self.temporal_merge1, frames)
         h = self.norm2(h, latents, activate=True)
+        is_plain = not (self.is_3d or self.is_temporal or self.has_shortcut)
+        if is_plain:
+            return project_maps(self.conv2, h, residual=x)
         h = _run_over_time(self.conv2, h, frames) if self.is_3d else self.conv2(h)
         if self.is_temporal:
             h = self._mix(h, self.temporal_projection2, self.temporal_merge2, frames)

@@ -19,7 +19,7 @@ from .blocks import (
 )
 from .conditions import Rows, Step
 from .configs import VOLUME_VARIANT, WINDOWED_VARIANT, UNetConfig
-from .layers import Layers, is_pointwise, project, project_maps
+from .layers import Layers, add, is_pointwise, project, project_maps
 
 
 def as_clips(x: Tensor, frames: int) -> Tensor:
@@ -36,14 +36,16 @@ def run_in_time(conv: nn.Module, x: Tensor, frames: int, residual: Tensor | None
     """Run a convolution along time on ``[N, C, H, W]``, N clips of ``frames`` samples, and add ``residual``."""
     if is_pointwise(conv):
         return project_maps(conv, x, residual=residual)
+    if residual is not None and getattr(conv, "adds_residual", False):
+        return from_clips(conv(as_clips(x, frames), as_clips(residual, frames)), x)
     out = from_clips(conv(as_clips(x, frames)), x)
-    return out if residual is None else residual + out
+    return add(out, residual)
 
 
 def run_in_volume(conv: nn.Module, x: Tensor, frames: int, residual: Tensor | None = None) -> Tensor:
     """Run a 3x3x3 convolution on ``[N, C, H, W]``, N clips of ``frames`` samples, and add ``residual``."""
     out = conv(x.unflatten(0, (-1, frames)).transpose(1, 2)).transpose(1, 2).flatten(0, 1)
-    return out if residual is None else residual + out
+    return add(out, residual)
 
 
 # The paper reduces the channels so that Conv3dAttn1dBlocks has about the parameters of the released variant, and does
@@ -182,11 +184,11 @@ class MixedConvBlock(ConvBlock):
         super().__init__(layers, config, channels, kernel, resample)
         self.temporal_projection = layers.temporal_conv(channels[1], channels[1])
 
-    def mix_time(self, x: Tensor, step: Step) -> Tensor:
+    def mix_time(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         """Mix the frames of a clip."""
         if not step.conditions.is_temporal:
-            return x
-        return run_in_time(self.temporal_projection, x, step.conditions.num_frames)
+            return add(x, residual)
+        return run_in_time(self.temporal_projection, x, step.conditions.num_frames, residual)
 
 
 class MixedAttentionBlock(AttentionBlock):
@@ -256,12 +258,12 @@ class MergingConvBlockV10(ConvBlock):
         # Set by folding: the convolution with the merge in it.
         self.folded_time: nn.Module | None = None
 
-    def mix_time(self, x: Tensor, step: Step) -> Tensor:
+    def mix_time(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         """Mix the gaps of a clip."""
         if self.folded_time is not None:
-            return run_in_time(self.folded_time, x, step.conditions.num_frames)
+            return run_in_time(self.folded_time, x, step.conditions.num_frames, residual)
         mixed = run_in_time(self.temporal_projection, x, step.conditions.num_frames)
-        return merge_time(x, mixed, self.temporal_merge, step)
+        return add(merge_time(x, mixed, self.temporal_merge, step), residual)
 
 
 class MergingConvBlockV11(ConvBlock):
@@ -275,9 +277,9 @@ class MergingConvBlockV11(ConvBlock):
         super().__init__(layers, config, channels, kernel, resample)
         self.temporal_projection_new = TemporalMergeConv(layers, channels[1])
 
-    def mix_time(self, x: Tensor, step: Step) -> Tensor:
+    def mix_time(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         """Mix the gaps of a clip."""
-        return self.temporal_projection_new(x, step)
+        return add(self.temporal_projection_new(x, step), residual)
 
 
 class MergingAttentionBlock(nn.Module):
