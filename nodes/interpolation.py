@@ -11,6 +11,7 @@ from ..ff_kernels.sampling.noise import SeededNoise, pass_stream, stage_seeds
 from ..ff_kernels.stages import SKIP_FRAMES, Run, Text, interpolate
 from ._api import io
 from ._compat import mm
+from .adapters.conditioner import Loaded
 from .adapters.latent import Conditioning, as_latent, latent_frames
 from .adapters.model import CoreModel, EngineView, network_of
 from .adapters.progress import StepReport
@@ -73,7 +74,7 @@ class _Passes:
             )
 
         gaps = [2 * frames.shape[0], 3 * frames.shape[2], frames.shape[1], *frames.shape[-2:]]
-        mm.load_models_gpu([model], memory_required=model.memory_required(gaps))
+        self.loaded = Loaded(model, model.memory_required(gaps))
 
     def __call__(self, frames: Tensor, passes: int) -> Tensor:
         """Return ``[B, T', 4, h, w]`` of ``[B, T, 4, h, w]``."""
@@ -86,7 +87,7 @@ class _Passes:
                     frames,
                     self.text,
                     self.null,
-                    Run(noise, callback=self.report),
+                    Run(noise, callback=self.report, conditioner=self.loaded),
                     skip_frames=SKIP_FRAMES[min(i, len(SKIP_FRAMES) - 1)],
                     **self.options,
                 )
