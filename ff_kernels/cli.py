@@ -10,9 +10,11 @@ from typing import Any
 
 from . import __version__
 from .errors import FusionFramesError, InputError
+from .progress_bars import Bars
 
 EXIT_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 DTYPES = ("float32", "float16", "bfloat16")
+_NO_GRAPHS = "launch every step anew instead of replaying a CUDA graph"
 MOTION_SCORES = {"low": 1, "medium": 10, "high": 50, "extreme": 100}
 
 
@@ -67,6 +69,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run nothing: count launches, FLOPs, bytes and memory of the full sizes beside the targets",
     )
+    parser.add_argument("--no-graphs", action="store_true", help=_NO_GRAPHS)
     parser.set_defaults(run=run_bench)
 
 
@@ -86,7 +89,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--splits", type=int, default=10, help="splits of the IS, 1..clips (default 10)")
     parser.add_argument("--unpaired", action="store_true", help="any clips: only FVD, IS and temporal consistency")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    parser.add_argument("--plot", type=Path, help="write the curves over frames (.png, .jpg, .webp); needs matplotlib")
+    parser.add_argument("--plot", type=Path, help="write the curves over frames (.png, .jpg, .webp)")
     parser.add_argument("--device", help="torch device of the networks (default: cuda where there is one, else cpu)")
     parser.set_defaults(run=run_evaluate)
 
@@ -133,6 +136,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="keep the networks as released instead of folding linear layers"
     )
+    parser.add_argument("--no-graphs", action="store_true", help=_NO_GRAPHS)
     parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
     parser.set_defaults(run=run_generate)
 
@@ -140,6 +144,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 def run_generate(options: argparse.Namespace) -> int:
     """Make a video file."""
     from .frames_io import check_output, contact_sheet, read_image, write_frames, write_image
+    from .runtime.clock import Clock
 
     check_output(options.output)
     if options.storyboard is not None:
@@ -150,20 +155,23 @@ def run_generate(options: argparse.Namespace) -> int:
     pipeline = _open_pipeline(options)
     settings = pipeline.resolve(_settings(options))
     decoder = {None: None, "image": "movq", "video": "video_movq"}[options.decoder]
-    with _Bars() as bars:
-        clip = pipeline.generate(
+    with Bars() as bars:
+        clip = pipeline.sample(
             options.prompt, settings, negative=options.negative, picture=picture, decoder=decoder, progress=bars
         )
-    written = write_frames(clip.frames, options.output, clip.fps)
+        clock = Clock(bars, clip.seconds)
+        with clock("decoding"):
+            # Straight to the file: the frames of a long clip would fill the memory that its networks leave.
+            chunks = pipeline.decode_chunks(clip.latents, settings, decoder=decoder, should_stop=clock.count)
+            written = write_frames(chunks, options.output, clip.fps, count=len(clip.latents))
     if options.storyboard is not None:
-        keyframes = pipeline.decode(clip.keyframes.to(pipeline.device), settings, decoder=decoder)
-        spacing = (len(clip.frames) - 1) / max(1, len(keyframes) - 1) / clip.fps
+        keyframes = pipeline.decode(clip.keyframes, settings, decoder=decoder)
+        spacing = (len(clip.latents) - 1) / max(1, len(keyframes) - 1) / clip.fps
         write_image(contact_sheet(keyframes, times=[i * spacing for i in range(len(keyframes))]), options.storyboard)
-    height, width = clip.frames.shape[1:3]
     where = written[0] if len(written) == 1 else f"{written[0]} .. {written[-1].name}"
     print(
-        f"{where}: {len(clip.frames)} frames of {width} x {height} at {clip.fps:g} frames per second, "
-        f"seed {settings.seed}"
+        f"{where}: {len(clip.latents)} frames of {settings.width} x {settings.height} at {clip.fps:g} frames per "
+        f"second, seed {settings.seed}"
     )
     print(
         ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in clip.seconds.items())
@@ -184,7 +192,8 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
         "device": device,
         "dtype": getattr(torch, name),
         "keeps_networks": not options.low_memory,
-        "is_strict": options.strict,
+        "parity": "strict" if options.strict else "fast",
+        "uses_graphs": not options.no_graphs,
     }
     if options.model is not None:
         return Pipeline.from_folder(options.model, **choices)
@@ -214,7 +223,8 @@ def _settings(options: argparse.Namespace) -> Any:
         fps=options.fps, width=options.width, height=options.height, steps=options.steps,
         guidance_scale=options.guidance, image_guidance=options.image_guidance,
         interpolation_guidance=options.interpolation_guidance, motion_score=MOTION_SCORES[options.motion],
-        num_frames=options.keyframes, seed=options.seed, is_mended=options.mend, is_stacked=not options.low_memory,
+        num_frames=options.keyframes, seed=options.seed, is_mended=options.mend,
+        is_stacked=False if options.low_memory else None,
     )  # fmt: skip
 
 
@@ -243,30 +253,6 @@ def _peak_memory(device: Any) -> str:
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
 
 
-class _Bars:
-    """One progress bar per stage."""
-
-    def __init__(self) -> None:
-        self.bar, self.stage = None, ""
-
-    def __enter__(self) -> "_Bars":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def __call__(self, stage: str, done: int, total: int, unit: str | None = None) -> None:
-        from tqdm import tqdm
-
-        if stage != self.stage:
-            if self.bar is not None:
-                self.bar.close()
-            unit = unit or ("frame" if stage == "decoding" else "step")
-            self.stage, self.bar = stage, tqdm(total=total, desc=stage, unit=unit)
-        self.bar.update(done - self.bar.n)
-
-
 def run_verify(options: argparse.Namespace) -> int:
     """Print every compared tensor; status 1 if one is over its limit."""
     from .verify import verify
@@ -274,11 +260,12 @@ def run_verify(options: argparse.Namespace) -> int:
     if not options.folder.is_dir():
         raise InputError(f"expected a folder of reference cases, found none at '{options.folder}': check the path")
     checks = []
-    print(f"{'case':32} {'tensor':32} {'error':>10} {'limit':>8}")
+    print(f"{'case':32} {'tensor':32} {'parity':7} {'error':>10} {'limit':>8}")
     for check in verify(options.folder):
         checks.append(check)
         verdict = "pass" if check.passed else "FAIL"
-        print(f"{check.case:32} {check.tensor:32} {check.error:10.2e} {check.limit:8.0e}  {verdict}", flush=True)
+        measured = f"{check.error:10.2e} {check.limit:8.0e}  {verdict}"
+        print(f"{check.case:32} {check.tensor:32} {check.parity:7} {measured}", flush=True)
     failed = sum(not check.passed for check in checks)
     print(f"{len(checks) - failed} passed, {failed} failed")
     return EXIT_FAILED if failed else 0
@@ -363,7 +350,7 @@ def run_bench(options: argparse.Namespace) -> int:
     if options.history is not None:
         _check_folder(options.history)
     for workload in workloads:
-        result = runner.measure(workload, options.repeats)
+        result = runner.measure(workload, options.repeats, uses_graphs=not options.no_graphs)
         print(json.dumps(asdict(result)) if options.json else runner.describe(result, workload), flush=True)
         if options.history is not None:
             runner.append_history(result, options.history)
@@ -378,17 +365,16 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from .metrics.evaluation import Networks, evaluate
     from .metrics.features import load_i3d, load_inception
     from .metrics.lpips import load_lpips
-    from .metrics.plots import plot_curves, require_matplotlib
+    from .metrics.plots import plot_curves
     from .metrics.tables import text_table, to_json
 
     if options.plot is not None:
         _check_picture(options.plot, "plot")
-        require_matplotlib()
     device = _device(options.device)
     loaders = {"lpips": load_lpips, "i3d": load_i3d, "inception": load_inception}
     files = {name: getattr(options, name) for name in loaders}
     networks = Networks(**{name: loaders[name](path, device) for name, path in files.items() if path is not None})
-    with _Bars() as bars, torch.inference_mode():
+    with Bars() as bars, torch.inference_mode():
         result = evaluate(
             options.reference, options.folder, networks, is_paired=not options.unpaired, splits=options.splits,
             progress=lambda done, total: bars("clips", done, total, unit="clip"),

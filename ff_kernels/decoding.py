@@ -66,23 +66,44 @@ def decode(
 
     Source: releases 1.0 and 1.1, golden ``v10_pipeline``, ``v11_pipeline`` (``frames``).
     """
+    chunks = decode_chunks(movq, latents, chunk=chunk, shared_map=shared_map, overlap=overlap, should_stop=should_stop)
+    factor, done = movq.config.factor, 0
+    out = latents.new_empty(len(latents), movq.config.out_ch, *(side * factor for side in latents.shape[-2:]))
+    for frames in chunks:
+        out[done : done + len(frames)] = frames
+        done += len(frames)
+    return out
+
+
+def decode_chunks(
+    movq: MoVQ,
+    latents: Tensor,
+    *,
+    chunk: int | None = None,
+    shared_map: bool = False,
+    overlap: int = 0,
+    should_stop: Callable[[int, int], bool | None] | None = None,
+) -> Iterator[Tensor]:
+    """Decode one clip a chunk at a time, yielding frames ``[k, 3, 8h, 8w]`` in their order as soon as they are final.
+
+    Arguments, values and errors are those of ``decode``; no more than two chunks are alive at one time.
+    """
     total = latents.shape[0]
     size = frames_at_once(movq, total, shared_map) if chunk is None else max(1, min(chunk, total))
     if not 0 <= overlap < max(size, 1):
         raise InputError(f"expected an overlap of 0 to {size - 1} frames for chunks of {size}, got {overlap}: lower it")
-    factor = movq.config.factor
-    out = latents.new_empty(total, movq.config.out_ch, *(side * factor for side in latents.shape[-2:]))
+    tail: Tensor | None = None
     for start, stop in _spans(total, size, overlap):
         part = latents[start:stop].contiguous(memory_format=torch.channels_last)
         pixels = movq.decode(part, shared_map=shared_map).add_(1).div_(2).clamp_(0, 1)
-        shared = overlap if start else 0
-        if shared:
-            ramp = torch.linspace(0, 1, shared + 2, device=pixels.device, dtype=pixels.dtype)[1:-1, None, None, None]
-            out[start : start + shared] = torch.lerp(out[start : start + shared], pixels[:shared], ramp)
-        out[start + shared : stop] = pixels[shared:]
+        if tail is not None:
+            ramp = torch.linspace(0, 1, overlap + 2, device=pixels.device, dtype=pixels.dtype)[1:-1, None, None, None]
+            pixels[:overlap] = torch.lerp(tail, pixels[:overlap], ramp)
+        final = len(pixels) if stop == total else len(pixels) - overlap
+        tail = pixels[final:].clone() if overlap else None
+        yield pixels[:final]
         if should_stop is not None and should_stop(stop, total):
             raise Stopped(f"stopped after frame {stop} of {total}")
-    return out
 
 
 def _spans(total: int, size: int, overlap: int) -> Iterator[tuple[int, int]]:

@@ -23,3 +23,7 @@ class OutputError(FusionFramesError, OSError):
 
 class NoBackendError(FusionFramesError, RuntimeError):
     """No implementation of an operation may run, or the one asked for refuses."""
+
+
+class DeviceError(FusionFramesError):
+    """A device cannot do what it was asked for."""

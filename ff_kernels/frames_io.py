@@ -6,12 +6,13 @@ leaves nothing half-written.
 """
 
 import errno
+import itertools
 import math
 import os
 import secrets
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -123,39 +124,65 @@ def to_uint8(frames: Tensor, rounding: Literal["nearest", "truncate"] = "nearest
     return (scaled.round() if rounding == "nearest" else scaled).to(torch.uint8)
 
 
-def write_frames(frames: Tensor, path: str | Path, fps: float) -> list[Path]:
+def write_frames(
+    frames: Tensor | Iterable[Tensor], path: str | Path, fps: float, *, count: int | None = None
+) -> list[Path]:
     """Files that were written, complete: one video or GIF, or one PNG per frame.
+
+    Frames may come in chunks, each written before the next one is asked for; only a GIF, whose colours are chosen from
+    the whole clip, is collected first, as bytes.
 
     ``out.png`` becomes ``out_0000.png``, ``out_0001.png`` and so on. A file of the same name is replaced.
     Video is 4:2:0, so an odd side gains one repeated row or column. GIF time has steps of 10 ms, rounded so
     that the clip keeps its length; equal neighbouring frames become one frame that lasts longer.
 
     Args:
-        frames: ``[F, H, W, 3]``, floating point in 0..1 or ``uint8``.
+        frames: ``[F, H, W, 3]``, floating point in 0..1 or ``uint8``, or chunks of such frames in their order.
         path: output file; its suffix selects the format, see ``SUFFIXES``.
         fps: frames per second, 0.1..240 (GIF 0.1..50), may be fractional; PNG ignores it.
+        count: F, where frames come in chunks.
 
     Raises:
-        InputError: if ``path`` fails ``check_output``, or ``fps``, a side or a pixel is outside its range.
+        InputError: if ``path`` fails ``check_output``, ``fps``, a side or a pixel is outside its range, or the chunks
+            do not hold ``count`` frames.
         ShapeError: if ``frames`` has another shape or no pixels.
         OutputError: if encoding or writing fails; no file of this call is left.
     """
     path = check_output(path)
     suffix = path.suffix.lower()
-    pixels = to_uint8(frames).cpu().numpy()
-    if suffix == ".png":
-        targets = _numbered(path, len(pixels))
-        with _atomic_paths(targets) as temporaries:
+    chunks = (frames,) if isinstance(frames, Tensor) else frames
+    count = len(frames) if isinstance(frames, Tensor) else count
+    pixels = _one_by_one(chunks, count)
+    targets = _numbered(path, count) if suffix == ".png" else [path]
+    if suffix != ".png":
+        _check_rate(fps, suffix)
+    with _atomic_paths(targets) as temporaries:
+        if suffix == ".png":
             for frame, temporary in zip(pixels, temporaries, strict=True):
                 Image.fromarray(frame).save(temporary, format="PNG")
-        return targets
-    _check_clip(pixels, fps, suffix)
-    with atomic_path(path) as temporary:
-        if suffix == ".gif":
-            _write_gif(pixels, temporary, fps)
+        elif suffix == ".gif":
+            _write_gif(np.stack(list(pixels)), temporaries[0], fps)
         else:
-            _write_video(pixels, temporary, fps, suffix)
-    return [path]
+            _write_video(pixels, temporaries[0], fps, suffix)
+    return targets
+
+
+def _one_by_one(chunks: Iterable[Tensor], count: int | None) -> Iterator[np.ndarray]:
+    """Yield every frame as bytes ``[H, W, 3]``.
+
+    Raises:
+        InputError: if there are not ``count`` frames.
+    """
+    found = 0
+    for chunk in chunks:
+        pixels = to_uint8(chunk).cpu().numpy()
+        del chunk
+        found += len(pixels)
+        if count is not None and found > count:
+            break
+        yield from pixels
+    if not found or found != count:
+        raise InputError(f"expected {count} frames to write, got {found}: pass the number of frames in all chunks")
 
 
 def contact_sheet(
@@ -325,18 +352,21 @@ def _require_encoder(suffix: str) -> None:
         ) from error
 
 
-def _check_clip(pixels: np.ndarray, fps: float, suffix: str) -> None:
+def _check_rate(fps: float, suffix: str) -> None:
     if not MIN_FPS <= fps <= MAX_FPS[suffix]:
         limits = f"{MIN_FPS}..{MAX_FPS[suffix]}"
         raise InputError(f"expected {limits} frames per second for {suffix}, got {fps}: change the rate")
-    _, H, W, _ = pixels.shape
+
+
+def _check_sides(H: int, W: int, suffix: str) -> None:
     if max(H, W) > MAX_SIDE_PX:
         raise InputError(f"expected sides up to {MAX_SIDE_PX} pixels for {suffix}, got {W} x {H}: write .png")
 
 
-def _write_video(pixels: np.ndarray, path: Path, fps: float, suffix: str) -> None:
-    form = _VIDEO_FORMATS[suffix]
-    _, H, W, _ = pixels.shape
+def _write_video(pixels: Iterator[np.ndarray], path: Path, fps: float, suffix: str) -> None:
+    form, first = _VIDEO_FORMATS[suffix], next(pixels)
+    H, W, _ = first.shape
+    _check_sides(H, W, suffix)
     pad = ((0, H % 2), (0, W % 2), (0, 0))
     # 1001 keeps the broadcast rates such as 30000/1001 exact and fits the time base of every container.
     rate = Fraction(fps).limit_denominator(1001)
@@ -348,7 +378,7 @@ def _write_video(pixels: np.ndarray, path: Path, fps: float, suffix: str) -> Non
             context = stream.codec_context
             context.colorspace = context.color_primaries = context.color_trc = _COLOUR_BT709
             context.color_range = _RANGE_LIMITED
-            for index, frame in enumerate(pixels):
+            for index, frame in enumerate(itertools.chain((first,), pixels)):
                 rgb = av.VideoFrame.from_ndarray(np.pad(frame, pad, mode="edge"), format="rgb24")
                 video_frame = rgb.reformat(
                     format="yuv420p",
@@ -368,6 +398,7 @@ def _write_video(pixels: np.ndarray, path: Path, fps: float, suffix: str) -> Non
 
 
 def _write_gif(pixels: np.ndarray, path: Path, fps: float) -> None:
+    _check_sides(*pixels.shape[1:3], ".gif")
     ticks = np.rint(np.arange(len(pixels) + 1) * (100 / fps)).astype(int)
     durations_ms = (np.diff(ticks) * 10).tolist()
     samples = pixels.reshape(-1, 3)

@@ -1,10 +1,9 @@
 """Prompt to frames: the stages joined, with files, sizes in pixels, seeds and progress."""
 
 import math
-import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,18 @@ import torch
 from torch import Tensor
 
 from .checkpoints.loading import Loaded, load_contents
-from .decoding import blend_overlap, decode
+from .clip import Clip, LatentClip
+from .decoding import blend_overlap, decode_chunks
 from .errors import CheckpointError, InputError
-from .folding import fold
+from .folding import Parity, require_parity
 from .model_files import ModelFiles, find_models
 from .models.text_encoder import project_context
+from .models.unet import UNet
 from .pictures import fit_as_released, fit_covering
+from .runtime.budget import fits, free_bytes, step_bytes
+from .runtime.clock import Clock, Progress
+from .runtime.graph import CudaCapture, Graphs
+from .runtime.parking import park
 from .sampling.noise import KEYFRAMES, PICTURE, SeededNoise, pass_stream, stage_seeds
 from .sampling.samplers import Callback
 from .settings import DEFAULT_STEPS, LEVELS, Settings, resolve_settings
@@ -32,28 +37,6 @@ from .stages import (
 )
 from .tokenizer import MAX_TOKENS, Tokenizer
 
-# Called after every step with the stage, the steps done and the steps in all; True stops the run.
-Progress = Callable[[str, int, int], bool | None]
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A finished clip.
-
-    Attributes:
-        frames: ``[F, H, W, 3]`` in 0..1, on the CPU.
-        fps: frames per second.
-        keyframes: ``[T, 4, h, w]`` latents of the first stage.
-        latents: ``[F, 4, h, w]`` latents of all frames.
-        seconds: wall time of every stage.
-    """
-
-    frames: Tensor
-    fps: float
-    keyframes: Tensor
-    latents: Tensor
-    seconds: dict[str, float] = field(default_factory=dict)
-
 
 class Pipeline:
     """Text-to-video of release 1.0 and 1.1 and image-to-video of 1.1, from a folder of weights.
@@ -67,8 +50,9 @@ class Pipeline:
         dtype: dtype of the U-Nets; the text encoder takes bfloat16 where this is float16, which overflows at the
             size of Flan-UL2, and MoVQ stays in float32 as release 1.1 has it.
         keeps_networks: keep a stage's network after the stage; False frees it, for a small card.
-        is_strict: keep the networks as released; False folds linear layer after linear layer, the same function up to
-            rounding (``folding.fold``).
+        parity: "strict" keeps the networks as released, "fast" folds linear layer after linear layer, the same
+            function up to rounding (``folding.fold``).
+        uses_graphs: on a CUDA device, record a sampling step once and replay it (``runtime.graph``).
         defaults: settings to start from where the caller's are None.
     """
 
@@ -79,14 +63,18 @@ class Pipeline:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         keeps_networks: bool = True,
-        is_strict: bool = False,
+        parity: Parity = "fast",
+        uses_graphs: bool = True,
         defaults: Settings | None = None,
     ) -> None:
         self.models, self.device, self.dtype = models, torch.device(device), dtype
         self.family = models.family
-        self.keeps_networks, self.is_strict = keeps_networks, is_strict
+        require_parity(parity)
+        self.keeps_networks, self.parity = keeps_networks, parity
+        self.uses_graphs = uses_graphs and self.device.type == "cuda"
         self.defaults = defaults or Settings(fps="low", width=512, height=512)
         self._networks: dict[str, Loaded] = {}
+        self._conditioners: dict[str, AbstractContextManager] = {}
         self._tokenizer: Tokenizer | None = None
 
     @classmethod
@@ -99,11 +87,14 @@ class Pipeline:
         if stage not in self._networks:
             if not self.keeps_networks:
                 self._networks.clear()
+                self._conditioners.clear()
             loaded = load_contents(
-                *self.models.require(stage), stage=stage, device=self.device, dtype=self._dtype_of(stage)
-            )
-            if loaded.network is not None and not self.is_strict:
-                fold(loaded.network)
+                *self.models.require(stage), stage=stage, device=self.device, dtype=self._dtype_of(stage),
+                parity=self.parity,
+            )  # fmt: skip
+            if isinstance(loaded.network, UNet) and self.device.type != "cpu":
+                # A third of a U-Net's weights is read once per run; on the device they would only take room.
+                self._conditioners[stage] = park(loaded.network.conditioner_modules(), self.device)
             self._networks[stage] = loaded
         return self._networks[stage]
 
@@ -193,8 +184,18 @@ class Pipeline:
             self.models.require("projection")
         return projection.to(self._dtype_of("text_encoder"))
 
-    def _run(self, settings: Settings, clips: int, stream: int, callback: Callback | None) -> Run:
-        return Run(SeededNoise(stage_seeds(settings.seed, clips, stream)), settings.is_stacked, callback)
+    def _run(
+        self, stage: str, settings: Settings, stream: int, callback: Callback | None, *, clips: int, samples: int,
+        size: tuple[int, int],
+    ) -> Run:  # fmt: skip
+        """Return how a stage runs: ``samples`` of ``size`` latents per clip with all guidance branches stacked."""
+        is_stacked, unet = settings.is_stacked, self.network(stage).network
+        if is_stacked is None:
+            needed = step_bytes(clips * samples, size, unet.config.model_channels, self.dtype.itemsize)
+            is_stacked = fits(needed, free_bytes(self.device))
+        noise = SeededNoise(stage_seeds(settings.seed, clips, stream))
+        graphs = Graphs(CudaCapture(self.device)) if self.uses_graphs else None
+        return Run(noise, is_stacked, callback, self._conditioners.get(stage, nullcontext()), graphs)
 
     def _null_embedding(self, stage: str) -> Tensor:
         null_embedding = self.network(stage).null_embedding
@@ -225,7 +226,11 @@ class Pipeline:
             callback: see ``sample_ddpm``.
         """
         loaded = self.network("keyframe")
-        run = self._run(settings, text.context.shape[0], KEYFRAMES, callback)
+        branches = 2 if self.family == "1.0" else 3
+        run = self._run(
+            "keyframe", settings, KEYFRAMES, callback, clips=text.context.shape[0],
+            samples=branches * settings.num_frames, size=self._latent_size(settings),
+        )  # fmt: skip
         null = negative or text.unconditional(self._null_embedding("keyframe"))
         if self.family == "1.0":
             return sample_keyframes_v10(
@@ -257,9 +262,9 @@ class Pipeline:
     def sample_picture(self, text: Text, settings: Settings, callback: Callback | None = None) -> Tensor:
         """Return a first frame ``[2H, 2W, 3]`` in 0..1 drawn from text, release 1.1."""
         loaded = self.network("keyframe")
-        run = self._run(settings, 1, PICTURE, callback)
         # Release 1.1: the first frame is drawn at twice the size asked for (latent side height // 4).
         size = tuple(2 * side for side in self._latent_size(settings))
+        run = self._run("keyframe", settings, PICTURE, callback, clips=1, samples=2, size=size)
         latents = sample_picture_v11(
             loaded.network,
             text,
@@ -269,7 +274,7 @@ class Pipeline:
             guidance_scale=settings.guidance_scale,
             steps=settings.steps or DEFAULT_STEPS,
         )
-        return decode(self.network("movq").network, latents.float())[0].permute(1, 2, 0).cpu()
+        return next(decode_chunks(self.network("movq").network, latents.float()))[0].permute(1, 2, 0).cpu()
 
     @torch.inference_mode()
     def encode_picture(self, picture: Tensor, settings: Settings) -> Tensor:
@@ -303,7 +308,11 @@ class Pipeline:
         stage = self.gap_stage
         loaded, null = self.network(stage), self._null_embedding(stage)
         for i in range(first, first + passes):
-            run = self._run(settings, keyframes.shape[0], pass_stream(i), callback)
+            clips, frames, _, *sides = keyframes.shape
+            run = self._run(
+                "interpolation", settings, pass_stream(i), callback, clips=clips, samples=2 * (frames - 1),
+                size=tuple(sides),
+            )  # fmt: skip
             steps = settings.steps if self.family == "1.0" else None
             keyframes = GAP_STAGES[stage](
                 loaded.network,
@@ -317,7 +326,6 @@ class Pipeline:
             )
         return keyframes
 
-    @torch.inference_mode()
     def decode(
         self,
         latents: Tensor,
@@ -326,28 +334,56 @@ class Pipeline:
         decoder: str | None = None,
         should_stop: Callable[[int, int], bool | None] | None = None,
     ) -> Tensor:
-        """Return frames ``[F, H, W, 3]`` in 0..1 of one clip's latents ``[F, 4, h, w]``.
+        """Return frames ``[F, H, W, 3]`` in 0..1 of one clip's latents ``[F, 4, h, w]``, on the CPU.
+
+        Arguments as in ``decode_chunks``.
+        """
+        config = self.network(decoder or self.decoder_stage).network.config
+        height, width = (side * config.factor for side in latents.shape[-2:])
+        frames, done = torch.empty(len(latents), height, width, config.out_ch), 0
+        for chunk in self.decode_chunks(latents, settings, decoder=decoder, should_stop=should_stop):
+            frames[done : done + len(chunk)] = chunk
+            done += len(chunk)
+        return frames
+
+    @torch.inference_mode()
+    def decode_chunks(
+        self,
+        latents: Tensor,
+        settings: Settings,
+        *,
+        decoder: str | None = None,
+        should_stop: Callable[[int, int], bool | None] | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield frames ``[k, H, W, 3]`` in 0..1, on the CPU, as they are decoded.
 
         Args:
-            latents: one clip.
+            latents: ``[F, 4, h, w]`` of one clip.
             settings: resolved settings.
             decoder: "movq" or "video_movq"; default ``decoder_stage``.
-            should_stop: see ``stages.decode``.
+            should_stop: see ``decoding.decode``.
         """
-        stage = decoder or self.decoder_stage
-        network = self.network(stage).network
+        network = self.network(decoder or self.decoder_stage).network
         blends = settings.is_mended and network.config.is_video
-        overlap = blend_overlap(len(latents)) if blends else 0
-        frames = decode(
+        for frames in decode_chunks(
             network,
-            latents.float(),
+            latents.to(self.device).float(),
             shared_map=self.family == "1.1" and not settings.is_mended,
-            overlap=overlap,
+            overlap=blend_overlap(len(latents)) if blends else 0,
             should_stop=should_stop,
-        )
-        return frames.permute(0, 2, 3, 1).cpu()
+        ):
+            yield frames.permute(0, 2, 3, 1).cpu()
 
-    def generate(
+    def generate(self, prompt: str, settings: Settings | None = None, **options: Any) -> Clip:
+        """Make one clip; arguments and errors as in ``sample``."""
+        settings = self.resolve(settings or Settings())
+        clip = self.sample(prompt, settings, **options)
+        clock = Clock(options.get("progress"), clip.seconds)
+        with clock("decoding"):
+            frames = self.decode(clip.latents, settings, decoder=options.get("decoder"), should_stop=clock.count)
+        return Clip(frames=frames, **vars(clip))
+
+    def sample(
         self,
         prompt: str,
         settings: Settings | None = None,
@@ -356,15 +392,15 @@ class Pipeline:
         picture: Tensor | None = None,
         decoder: str | None = None,
         progress: Progress | None = None,
-    ) -> Clip:
-        """Make one clip from a prompt (release 1.0 and 1.1) and, release 1.1, a picture to start from.
+    ) -> LatentClip:
+        """Make the latents of one clip from a prompt and, release 1.1, a picture to start from.
 
         Args:
             prompt: what the video shows, in English.
             settings: see ``Settings``.
             negative: what it should not show; release 1.0 only.
             picture: ``[H, W, 3]`` in 0..1, release 1.1 only; without one, 1.1 draws its own first frame.
-            decoder: "movq" or "video_movq"; default the release's.
+            decoder: "movq" or "video_movq"; default the release's. Only looked for here, before any work.
             progress: called after every step of every stage; True stops the run with ``Stopped``.
 
         Raises:
@@ -375,7 +411,7 @@ class Pipeline:
         settings = self.resolve(settings or Settings())
         passes, fps = LEVELS[settings.fps]
         self._check_inputs(negative, picture, passes, decoder)
-        clock = _Clock(progress)
+        clock = Clock(progress, {})
         with clock("text"):
             text = self.encode_text([prompt])
             negatives = self.encode_negative([negative], [prompt]) if negative else None
@@ -393,9 +429,7 @@ class Pipeline:
         for i in range(passes):
             with clock(f"interpolation {i + 1}"):
                 latents = self.interpolate(latents, settings, first=i, text=text, callback=clock.step)
-        with clock("decoding"):
-            frames = self.decode(latents[0], settings, decoder=decoder, should_stop=clock.count)
-        return Clip(frames, fps, keyframes[0].cpu(), latents[0].cpu(), clock.seconds)
+        return LatentClip(fps=fps, keyframes=keyframes[0].cpu(), latents=latents[0].cpu(), seconds=clock.seconds)
 
     def _check_inputs(self, negative: str | None, picture: Tensor | None, passes: int, decoder: str | None) -> None:
         if self.family == "1.0" and picture is not None:
@@ -412,26 +446,3 @@ class Pipeline:
         needed += ["movq"] if self.family == "1.1" and picture is None else []
         for stage in needed:
             self.models.require(stage)
-
-
-class _Clock:
-    """Times the stages and passes their steps on."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress, self.seconds, self.stage, self.start = progress, {}, "", 0.0
-
-    def __call__(self, stage: str) -> "_Clock":
-        self.stage = stage
-        return self
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds[self.stage] = time.perf_counter() - self.start
-
-    def count(self, done: int, total: int) -> bool:
-        return bool(self.progress and self.progress(self.stage, done, total))
-
-    def step(self, done: int, total: int, denoised: Tensor) -> bool:
-        return self.count(done, total)

@@ -30,7 +30,8 @@ class Settings:
         is_mended: mend the releases' mistakes that show in pictures instead of keeping them: chunk seams and
             frame-0 attention of the 1.1 decoder, uniform noise on the first frame, black bars around a small
             picture, 8-bit truncation on the way (paper.md, section 5).
-        is_stacked: run guidance branches in one batch; False needs less memory.
+        is_stacked: run guidance branches in one batch, which is faster; False needs less memory; None decides by what
+            the device has left.
     """
 
     fps: str | None = None
@@ -45,7 +46,7 @@ class Settings:
     num_frames: int | None = None
     seed: int = 0
     is_mended: bool = False
-    is_stacked: bool = True
+    is_stacked: bool | None = None
 
 
 def resolve_settings(settings: Settings, defaults: Settings, multiple: int, trained_frames: int) -> Settings:

@@ -5,7 +5,9 @@ numbers, or wrapped by a host. B clips, T frames, G gaps, N samples, h and w lat
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -75,11 +77,22 @@ class Run:
         noise: where random numbers come from.
         stacked: run the guidance branches in one batch (faster) or one after the other (less memory).
         callback: called after every step; returning True stops the run.
+        conditioner: entered while ``prepare`` runs: brings the weights that only it reads to the device.
+        graphs: makes a function of tensors a recorded one (``runtime.graph``); None runs every step anew.
     """
 
     noise: Noise
     stacked: bool = True
     callback: Callback | None = None
+    conditioner: AbstractContextManager = field(default_factory=nullcontext)
+    graphs: "Graphs | None" = None
+
+
+class Graphs(Protocol):
+    """Where recorded steps come from."""
+
+    def replayed(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return a function that repeats the work of the first call on the tensors it is given."""
 
 
 def _branches(
@@ -87,19 +100,35 @@ def _branches(
     texts: list[Text],
     prepare: Callable[[Text, list[int]], Conditions],
     inputs: Callable[[Tensor], list[Tensor]],
-    stacked: bool,
+    run: Run,
 ) -> Predict:
     dtype = texts[0].context.dtype
 
-    def call(parts: list[Tensor], conditions: Conditions, step: int) -> Tensor:
-        x = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return unet(x.to(dtype).contiguous(memory_format=torch.channels_last), conditions, step)
+    def predicting(rows: Text, branches: list[int]) -> Predict:
+        step_of = step_function(unet, prepare(rows, branches), run.graphs)
 
-    if stacked:
-        everything = prepare(Text.stack(texts), list(range(len(texts))))
-        return lambda x, step: call(inputs(x), everything, step)
-    runs = [(i, prepare(text, [i])) for i, text in enumerate(texts)]
-    return in_turn([lambda x, step, i=i, c=c: call([inputs(x)[i]], c, step) for i, c in runs])
+        def predict(x: Tensor, step: int) -> Tensor:
+            parts = inputs(x)
+            x = torch.cat([parts[i] for i in branches]) if len(branches) > 1 else parts[branches[0]]
+            return step_of(x.to(dtype).contiguous(memory_format=torch.channels_last), step)
+
+        return predict
+
+    with run.conditioner:
+        if run.stacked:
+            return predicting(Text.stack(texts), list(range(len(texts))))
+        return in_turn([predicting(text, [i]) for i, text in enumerate(texts)])
+
+
+def step_function(unet: UNet, conditions: Conditions, graphs: Graphs | None) -> Predict:
+    """Return the network under prepared conditions as ``(x, step) -> prediction``, recorded where ``graphs`` are given.
+
+    A recorded prediction lives until the next call.
+    """
+    if graphs is None:
+        return lambda x, step: unet(x, conditions, step)
+    replayed = graphs.replayed(lambda x, *rows: unet(x, conditions.with_rows(rows)))
+    return lambda x, step: replayed(x, *conditions.rows_of(step))
 
 
 def sample_keyframes_v10(
@@ -148,7 +177,7 @@ def sample_keyframes_v10(
         [text, unconditional],
         prepare,
         lambda x: [x, x],
-        run.stacked,
+        run,
     )
     x = run.noise.normal((clips * num_frames, unet.config.latent_channels, *size)).to(device)
     weights = text_weights(guidance_scale)
@@ -186,7 +215,7 @@ def sample_picture_v11(
         [text, unconditional],
         prepare,
         inputs,
-        run.stacked,
+        run,
     )
     x = run.noise.normal((clips, unet.config.latent_channels, *size)).to(device)
     return sample_ddpm(predict, x, schedule, run.noise, weights=text_weights(guidance_scale), callback=run.callback)
@@ -262,7 +291,7 @@ def sample_keyframes_v11(
         [text, unconditional, unconditional],
         prepare,
         inputs,
-        run.stacked,
+        run,
     )
     weights = text_image_weights(guidance_scale, image_guidance)
     x = sample_ddpm(predict, x, schedule, run.noise, weights=weights, callback=run.callback)
@@ -335,7 +364,7 @@ def interpolate(
         [text, unconditional],
         prepare,
         lambda x: [torch.cat([left, x, right], 1), torch.cat([zeros, x, zeros], 1)],
-        run.stacked,
+        run,
     )
     x = run.noise.normal((clips * gaps, unet.config.out_channels, *keyframes.shape[-2:])).to(left)
     weights = text_weights(guidance_scale)

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .decoding import decode
 from .errors import InputError
+from .folding import Parity, fold
 from .models.configs import MoVQConfig, TextConfig, UNetConfig
 from .models.interpolation_unet import InterpolationUNet
 from .models.keyframe_unet import KeyframeUNet
@@ -52,6 +53,7 @@ class Check:
     tensor: str
     error: float
     limit: float
+    parity: Parity = "strict"
 
     @property
     def passed(self) -> bool:
@@ -122,23 +124,35 @@ def relative_error(out: Tensor, expected: Tensor) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def _unet(case: dict[str, Any], family: str, stage: str, listed: dict[str, list[int]] | None) -> nn.Module:
-    config = UNetConfig.from_dict({**case["config"], "family": family, "stage": stage})
-    network = (KeyframeUNet if stage == "keyframe" else InterpolationUNet)(config)
-    return fill_weights(network, case["seed"], listed)
+@dataclass(frozen=True)
+class How:
+    """Of which release a case is, and whether its networks run as released or folded."""
+
+    family: str
+    parity: Parity = "strict"
+
+    def ready(self, network: nn.Module, case: dict[str, Any], listed: dict[str, list[int]] | None) -> nn.Module:
+        """Give a network the weights of a case, and fold it on the fast path."""
+        fill_weights(network, case["seed"], listed)
+        return fold(network) if self.parity == "fast" else network
 
 
-def _movq(case: dict[str, Any], listed: dict[str, list[int]] | None = None) -> MoVQ:
-    return fill_weights(MoVQ(MoVQConfig.from_dict(case["config"])), case["seed"], listed)
+def _unet(case: dict[str, Any], how: How, stage: str, listed: dict[str, list[int]] | None) -> nn.Module:
+    config = UNetConfig.from_dict({**case["config"], "family": how.family, "stage": stage})
+    return how.ready((KeyframeUNet if stage == "keyframe" else InterpolationUNet)(config), case, listed)
+
+
+def _movq(case: dict[str, Any], how: How, listed: dict[str, list[int]] | None = None) -> MoVQ:
+    return how.ready(MoVQ(MoVQConfig.from_dict(case["config"])), case, listed)
 
 
 def _rows(values: Tensor) -> Tensor:
     return values[None]
 
 
-def check_keyframe_unet(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outputs:
+def check_keyframe_unet(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
     """One forward in video mode and, for release 1.1, one in image mode; every sample has its own context."""
-    unet = _unet(case, family, "keyframe", case["state_dict"])
+    unet = _unet(case, how, "keyframe", case["state_dict"])
     frames = case["config"].get("num_frames") or case["num_frames"]
     positions = t["temporal_positions" if "temporal_positions" in t else "temporal"]
     extra = {"noise_level": t.get("noise_aug_time"), "motion_score": t.get("motion_score")}
@@ -158,10 +172,10 @@ def check_keyframe_unet(case: dict[str, Any], t: dict[str, Tensor], family: str)
     return outputs
 
 
-def check_interpolation_unet(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outputs:
+def check_interpolation_unet(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
     """One forward; every gap has its own context."""
-    unet = _unet(case, family, "interpolation", case["state_dict"])
-    gaps = case["num_temporal_groups" if family == "1.0" else "num_predicted_groups"]
+    unet = _unet(case, how, "interpolation", case["state_dict"])
+    gaps = case["num_temporal_groups" if how.family == "1.0" else "num_predicted_groups"]
     conditions = unet.prepare(
         t["context"],
         t["context_mask"],
@@ -175,15 +189,15 @@ def check_interpolation_unet(case: dict[str, Any], t: dict[str, Tensor], family:
     return {"out": (unet(t["x"], conditions), FORWARD_LIMIT)}
 
 
-def check_movq(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outputs:
+def check_movq(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
     """Encode and decode; the decoder of release 1.1 sees the tensor as one chunk."""
-    movq = _movq(case, case["state_dict"])
+    movq = _movq(case, how, case["state_dict"])
     outputs = {"latent": (movq.encode(t["image"]), FORWARD_LIMIT)} if "image" in t else {}
-    outputs["decoded"] = (movq.decode(t["z"], shared_map=family == "1.1"), FORWARD_LIMIT)
+    outputs["decoded"] = (movq.decode(t["z"], shared_map=how.family == "1.1"), FORWARD_LIMIT)
     return outputs
 
 
-def check_text(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outputs:
+def check_text(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
     """Encode token numbers and project them."""
     encoder = TextEncoder(TextConfig.from_dict(case["config"]))
     fill_weights(encoder, case["seed"], case["state_dict"])
@@ -199,17 +213,17 @@ def check_text(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outpu
     }
 
 
-def check_schedule(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outputs:
+def check_schedule(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
     """The 1.0 tables of a number of steps."""
     return {name: (table, TABLE_LIMIT) for name, table in vars(posterior_tables_v10(case["steps"])).items()}
 
 
 def _interpolated(
-    case: dict[str, Any], t: dict[str, Tensor], family: str, keyframes: Tensor, text: Text | None
+    case: dict[str, Any], t: dict[str, Tensor], how: How, keyframes: Tensor, text: Text | None
 ) -> Outputs:
-    unet = _unet(case["interpolation"], family, "interpolation", None)
-    limit, outputs = PIPELINE_LIMITS[family], {}
-    steps = case["steps"] if family == "1.0" else len(t["interpolation_timesteps"])
+    unet = _unet(case["interpolation"], how, "interpolation", None)
+    limit, outputs = PIPELINE_LIMITS[how.family], {}
+    steps = case["steps"] if how.family == "1.0" else len(t["interpolation_timesteps"])
     for name, before, skip in zip(
         ("video_medium", "video_high"), (keyframes, t.get("video_medium")), SKIP_FRAMES, strict=True
     ):
@@ -229,15 +243,15 @@ def _interpolated(
     return outputs
 
 
-def _decoded(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outputs:
+def _decoded(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
     last = t["video_high"] if "video_high" in t else t["video_medium"]
-    movq = _movq(case["movq" if family == "1.0" else "video_movq"])
-    return {"frames": (decode(movq, last, shared_map=family == "1.1"), PIPELINE_LIMITS[family])}
+    movq = _movq(case["movq" if how.family == "1.0" else "video_movq"], how)
+    return {"frames": (decode(movq, last, shared_map=how.family == "1.1"), PIPELINE_LIMITS[how.family])}
 
 
-def check_pipeline_v10(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outputs:
+def check_pipeline_v10(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
     """Keyframes without and with a negative prompt, both interpolation passes, decoding."""
-    unet = _unet(case["keyframe"], family, "keyframe", None)
+    unet = _unet(case["keyframe"], how, "keyframe", None)
     text = Text.of(t["context"], t["context_mask"])
     negative = Text.of(t["negative_context"], t["negative_context_mask"]) if "negative_context" in t else None
     others = {"keyframes_plain": text.unconditional(t["null_embedding"]), "keyframes_negative": negative}
@@ -254,14 +268,14 @@ def check_pipeline_v10(case: dict[str, Any], t: dict[str, Tensor], family: str) 
                 guidance_scale=case["guidance_scale"],
                 steps=case["steps"],
             )
-            outputs[name] = (frames[0], PIPELINE_LIMITS[family])
-    return outputs | _interpolated(case, t, family, t["keyframes_plain"], None) | _decoded(case, t, family)
+            outputs[name] = (frames[0], PIPELINE_LIMITS[how.family])
+    return outputs | _interpolated(case, t, how, t["keyframes_plain"], None) | _decoded(case, t, how)
 
 
-def check_pipeline_v11(case: dict[str, Any], t: dict[str, Tensor], family: str) -> Outputs:
+def check_pipeline_v11(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
     """First frame, keyframes, both interpolation passes, decoding, and the schedules they run on."""
-    unet = _unet(case["keyframe"], family, "keyframe", None)
-    limit, steps, seeds = PIPELINE_LIMITS[family], len(t["keyframe_timesteps"]), case["tape_seed"]
+    unet = _unet(case["keyframe"], how, "keyframe", None)
+    limit, steps, seeds = PIPELINE_LIMITS[how.family], len(t["keyframe_timesteps"]), case["tape_seed"]
     text = Text.of(t["context"], t["context_mask"])
     null = text.unconditional(t["null_embedding"])
     picture = sample_picture_v11(
@@ -291,7 +305,7 @@ def check_pipeline_v11(case: dict[str, Any], t: dict[str, Tensor], family: str) 
         schedule = make_schedule_v11(len(t[f"{name}_timesteps"]), spacing)
         outputs[f"{name}_timesteps"] = (schedule.timesteps, 0.0)
         outputs[f"{name}_alphas_cumprod"] = (schedule.alphas_cumprod, TABLE_LIMIT)
-    return outputs | _interpolated(case, t, family, t["keyframes"], text) | _decoded(case, t, family)
+    return outputs | _interpolated(case, t, how, t["keyframes"], text) | _decoded(case, t, how)
 
 
 def _kind(case: dict[str, Any], t: dict[str, Tensor]) -> tuple[Callable[..., Outputs], str]:
@@ -341,8 +355,13 @@ def _expected(case: dict[str, Any], t: dict[str, Tensor]) -> set[str]:
 
 
 @torch.inference_mode()
-def verify_case(path: Path) -> list[Check]:
+def verify_case(path: Path, parity: Parity = "strict") -> list[Check]:
     """Run one case (its ``.json`` file) and compare every result it lists.
+
+    Args:
+        path: the ``.json`` file.
+        parity: "strict" runs the networks as released, "fast" folded; cases in which nothing folds have no fast path
+            and give no check for it.
 
     Raises:
         InputError: if the case cannot be read or does not hold what its kind needs.
@@ -352,7 +371,9 @@ def verify_case(path: Path) -> list[Check]:
         case = json.loads(path.read_text(encoding="utf-8"))
         tensors = load_file(path.with_suffix(".safetensors"))
         check, family = _kind(case, tensors)
-        outputs = check(case, tensors, family)
+        if parity == "fast" and check in (check_text, check_schedule):
+            return []
+        outputs = check(case, tensors, How(family, parity))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise InputError(f"case {name}: {error}") from error
@@ -360,8 +381,8 @@ def verify_case(path: Path) -> list[Check]:
             f"expected a readable reference case in '{path}', got {error!r}: see the format in tests/golden/README.md"
         ) from error
     return [
-        Check(name, key, relative_error(outputs[key][0], tensors[key]), outputs[key][1])
-        if key in outputs else Check(name, key, math.inf, 0.0)
+        Check(name, key, relative_error(outputs[key][0], tensors[key]), outputs[key][1], parity)
+        if key in outputs else Check(name, key, math.inf, 0.0, parity)
         for key in sorted(_expected(case, tensors))
     ]  # fmt: skip
 
@@ -382,6 +403,7 @@ def find_cases(folder: Path) -> list[Path]:
 
 
 def verify(folder: Path) -> Iterator[Check]:
-    """Run every case of a folder, yielding each compared tensor."""
+    """Run every case of a folder on the strict and on the fast path, yielding each compared tensor."""
     for path in find_cases(folder):
-        yield from verify_case(path)
+        for parity in get_args(Parity):
+            yield from verify_case(path, parity)

@@ -7,6 +7,7 @@ from .conditioning import EmptyLatent, ImageToVideo, TextEncode
 from .decode import MoVQDecode, Storyboard
 from .interpolation import Interpolate, MaskedInterpolate
 from .loaders import LoadModel, LoadMoVQ, LoadTextEncoder
+from .metrics import ClipSim, Compare, TemporalConsistency
 from .sampling import DDPM, DualGuider, KeyframeSampler, Schedule
 
 NODES: list[type[io.ComfyNode]] = [
@@ -24,6 +25,9 @@ NODES: list[type[io.ComfyNode]] = [
     MaskedInterpolate,
     MoVQDecode,
     Storyboard,
+    Compare,
+    TemporalConsistency,
+    ClipSim,
 ]
 
 

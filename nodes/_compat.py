@@ -12,6 +12,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.ops
+import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import comfy.sd
@@ -39,6 +40,7 @@ CoreVAE = comfy.sd.VAE
 calc_cond_batch = comfy.samplers.calc_cond_batch
 mm = comfy.model_management
 manual_cast = comfy.ops.manual_cast
+SAMPLER_SAMPLE = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
 
 DTYPES = {"default": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -134,6 +136,22 @@ def resize_empty(model: Any, latent: dict[str, Any]) -> Tensor:
     return comfy.sample.fix_empty_latent_channels(
         model, latent["samples"], **{key: value for key, value in ratios.items() if key in names}
     )
+
+
+def encode_projected(clip: Any, tokens: Any) -> Tensor | None:
+    """Return the pooled text ``[1, D]`` of a CLIP after its projection, None where it has none.
+
+    As ``CLIP.encode_from_tokens``, which leaves the projection out for the encoders whose image models do not read it.
+    """
+    model = clip.cond_stage_model
+    model.reset_clip_options()
+    try:
+        model.set_clip_options({"projected_pooled": True})
+        clip.load_model(tokens)
+        model.set_clip_options({"execution_device": clip.patcher.load_device})
+        return model.encode_token_weights(tokens)[1]
+    finally:
+        model.reset_clip_options()
 
 
 def show_text(node_id: str | None, text: str) -> None:

@@ -14,6 +14,8 @@ from PIL import Image
 from fusionframes.ff_kernels import cli, frames_io
 from fusionframes.ff_kernels.cli import main
 from fusionframes.ff_kernels.demo import WEIGHTS
+from fusionframes.ff_kernels.demo.model import demo_pipeline
+from fusionframes.ff_kernels.settings import Settings
 
 PROMPT = "a large purple triangle moves up on a white background"
 QUICK = ["--steps", "2", "--fps", "low"]
@@ -59,6 +61,13 @@ def test_generate_same_seed_gives_the_same_bytes(tmp_path):
     assert generate(PROMPT, "-o", tmp_path / "c.gif", *QUICK, "--seed", "6") == 0
     contents = [(tmp_path / f"{name}.gif").read_bytes() for name in "abc"]
     assert contents[0] == contents[1] != contents[2]
+
+
+def test_generate_writes_the_frames_of_the_pipeline(tmp_path):
+    assert generate(PROMPT, "-o", tmp_path / "f.png", "--steps", "2", "--fps", "medium") == 0
+    frames = demo_pipeline().generate(PROMPT, Settings(steps=2, fps="medium")).frames
+    files = frames_io.write_frames(frames, tmp_path / "g.png", 8)
+    assert [file.read_bytes() for file in files] == [file.read_bytes() for file in sorted(tmp_path.glob("f_*.png"))]
 
 
 def test_generate_options_reach_the_model(tmp_path, capsys):

@@ -137,3 +137,34 @@ def test_layers_of_a_host_are_left_alone():
     net = KeyframeUNet(TINY, operations=Host)
     names = set(net.state_dict())
     assert set(fold(net).state_dict()) == names
+
+
+@pytest.fixture
+def winograd_from_two_channels(monkeypatch):
+    """Small networks in float64 take the way of wide ones in float32."""
+    monkeypatch.setattr(folding, "WINOGRAD_CHANNELS", 2)
+    monkeypatch.setattr(folding, "_WINOGRAD_DTYPES", (torch.float64,))
+
+
+@pytest.mark.parametrize("stage", [keyframes, gaps, None], ids=["keyframe_v10", "interpolation_v10", "movq"])
+def test_network_through_winograd_says_the_same(stage, winograd_from_two_channels):
+    config = MoVQConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), resolution=32, groups=4)
+    net = randomise(MoVQ(config)) if stage is None else None
+    if net is None:
+        wide = TINY if stage is keyframes else replace(TINY, stage="interpolation", num_channels=20, out_channels=12)
+        net, inputs = stage(wide)
+    run = (lambda n: n.decode(draw(2, 4, 5, 4).double())) if stage is None else (lambda n: n(*inputs))
+    folded = fold(copy.deepcopy(net))
+    assert any(isinstance(module, folding.WinogradConv) for module in folded.modules())
+    assert distance(run(folded), run(net)) < LIMIT
+
+
+def test_only_wide_single_precision_on_a_processor_goes_through_winograd():
+    def chosen(*channels, **kwargs):
+        return folding._pays_with_winograd(nn.Conv2d(*channels, 3, padding=1, **kwargs))
+
+    assert chosen(128, 256)
+    assert not chosen(128, 64)
+    assert not chosen(128, 256, dtype=torch.float16)
+    assert not chosen(128, 256, device="meta")
+    assert not chosen(128, 256, stride=2)

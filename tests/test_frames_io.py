@@ -3,6 +3,7 @@
 import errno
 import os
 import struct
+import weakref
 import zlib
 from fractions import Fraction
 
@@ -512,3 +513,61 @@ def test_read_image_decompression_bomb_raises_before_decoding(tmp_path, side):
     (tmp_path / "a.png").write_bytes(bomb)
     with pytest.raises(InputError, match=r"expected up to 67108864 pixels in '.*a.png', got more"):
         frames_io.read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".png"])
+def test_write_frames_in_chunks_gives_the_files_of_the_whole_clip(tmp_path, suffix):
+    clip, written = smooth_clip(11, 24, 32), {}
+    for name, frames, count in (("whole", clip, None), ("chunks", iter(clip.split(4)), len(clip))):
+        (tmp_path / name).mkdir()
+        files = frames_io.write_frames(frames, tmp_path / name / f"a{suffix}", 8, count=count)
+        written[name] = {file.name: file.read_bytes() for file in files}
+    assert len(written["whole"]) == (11 if suffix == ".png" else 1)
+    if suffix == ".webm":
+        # The container carries a random number of its own; the pictures are the same.
+        whole, chunks = (decode(tmp_path / name / "a.webm")[0] for name in written)
+        assert np.array_equal(whole, chunks)
+        return
+    assert written["whole"] == written["chunks"]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".png"])
+def test_write_frames_asks_for_a_chunk_when_the_one_before_is_written(tmp_path, suffix):
+    made, alive = [], []
+
+    def chunks():
+        for i in range(6):
+            frames = smooth_clip(2, 16, 16) * i / 6
+            made.append(weakref.ref(frames))
+            alive.append(sum(ref() is not None for ref in made))
+            yield frames
+            del frames
+
+    frames_io.write_frames(chunks(), tmp_path / f"a{suffix}", 8, count=12)
+    assert len(alive) == 6
+    assert max(alive) == 1
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".png"])
+@pytest.mark.parametrize(("count", "chunks"), [(5, 2), (3, 2), (None, 2), (2, 0)])
+def test_write_frames_of_another_count_leaves_nothing(tmp_path, suffix, count, chunks):
+    if suffix == ".png" and count is None:
+        count = 7
+    with pytest.raises(InputError, match=f"expected {count} frames to write, got"):
+        frames_io.write_frames(smooth_clip(4, 16, 16).split(2)[:chunks], tmp_path / f"a{suffix}", 8, count=count)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".png"])
+def test_write_frames_of_a_source_that_fails_leaves_only_the_old_file(tmp_path, suffix):
+    old = tmp_path / ("a_0001.png" if suffix == ".png" else f"a{suffix}")
+    old.write_bytes(b"old")
+
+    def failing():
+        yield smooth_clip(2, 16, 16)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        frames_io.write_frames(failing(), tmp_path / f"a{suffix}", 8, count=4)
+    assert os.listdir(tmp_path) == [old.name]
+    assert old.read_bytes() == b"old"

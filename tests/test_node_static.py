@@ -13,6 +13,8 @@ SOURCES = sorted(NODES.glob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 # Keywords of widgets that a recorded definition repeats as they are.
 WIDGET_KEYWORDS = {"default", "min", "max", "step"}
+# Classes of core's node API whose type is not their name in capitals.
+TYPES = {"ClipVision": "CLIP_VISION"}
 
 
 def _helpers() -> dict[str, ast.expr]:
@@ -61,7 +63,7 @@ def sockets(value: ast.expr) -> list[Socket]:
     if isinstance(value.func, ast.Name):
         return sockets(HELPERS[value.func.id])
     _, kind, _ = ast.unparse(value.func).split(".")
-    return [Socket(kind.upper(), tuple(value.args), {key.arg: key.value for key in value.keywords})]
+    return [Socket(TYPES.get(kind, kind.upper()), tuple(value.args), {key.arg: key.value for key in value.keywords})]
 
 
 def part(class_name: str, keyword: str) -> ast.expr:

@@ -76,6 +76,33 @@ def test_stages_called_alone_give_the_clip_of_generate(folder):
     assert torch.equal(pipeline.decode(video[0], settings), clip.frames)
 
 
+@pytest.mark.parametrize("mended", [False, True])
+def test_decoded_chunks_are_the_frames_of_the_clip(folder, mended):
+    pipeline = Pipeline.from_folder(folder)
+    settings = pipeline.resolve(replace(QUICK, fps="medium", is_mended=mended))
+    sampled, clip = pipeline.sample(PROMPT, settings), pipeline.generate(PROMPT, settings)
+    assert torch.equal(sampled.latents, clip.latents)
+    assert "decoding" not in sampled.seconds
+    chunks = list(pipeline.decode_chunks(sampled.latents, settings))
+    assert len(chunks) > 1
+    assert torch.equal(torch.cat(chunks), clip.frames)
+
+
+def test_pipeline_of_another_parity_is_refused(folder):
+    with pytest.raises(InputError, match="strict or fast, got 'exact'"):
+        Pipeline.from_folder(folder, parity="exact")
+
+
+def test_strict_pipeline_keeps_the_names_of_the_release_and_the_fast_one_folds(folder):
+    strict, fast = (Pipeline.from_folder(folder, parity=parity) for parity in ("strict", "fast"))
+    names = {key: set(p.network("keyframe").network.state_dict()) for key, p in (("strict", strict), ("fast", fast))}
+    stored = set(strict.models.files["keyframe"][0].tensors)
+    assert names["strict"] <= stored
+    assert not names["fast"] <= stored
+    clips = [pipeline.generate(PROMPT, QUICK).frames for pipeline in (strict, fast)]
+    assert relative(*clips) < 1e-2
+
+
 def test_generate_stops_when_asked_and_the_next_run_works(folder):
     pipeline, calls = Pipeline.from_folder(folder), []
     with pytest.raises(Stopped):

@@ -13,6 +13,8 @@ from support.tiny import (
 )
 
 from fusionframes.ff_kernels.errors import InputError
+from fusionframes.ff_kernels.runtime.graph import Graphs
+from fusionframes.ff_kernels.runtime.parking import Parked
 from fusionframes.ff_kernels.sampling.noise import SeededNoise
 from fusionframes.ff_kernels.sampling.samplers import Stopped
 from fusionframes.ff_kernels.sampling.schedule import make_schedule_v10
@@ -84,6 +86,54 @@ BOTH = slice(0, 2)
 def test_stacked_and_sequential_branches_agree(name):
     stage = STAGES[name]
     assert relative(stage(BOTH, [7, 8], stacked=False), stage(BOTH, [7, 8], stacked=True)) < 1e-3
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("name", STAGES)
+def test_recorded_steps_give_the_same_clip_bit_for_bit(name, stacked):
+    stage, records = STAGES[name], []
+
+    def capture(function):
+        # As a CUDA graph does: the same memory for inputs and results at every replay.
+        out = function().clone()
+        records.append(out)
+        return lambda: out.copy_(function())
+
+    replayed = stage(BOTH, [7, 8], stacked=stacked, graphs=Graphs(capture))
+    assert torch.equal(replayed, stage(BOTH, [7, 8], stacked=stacked))
+    branches = 3 if name == "keyframes_v11" else 2
+    assert len(records) == (1 if stacked else branches)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("name", STAGES)
+def test_steps_do_without_the_weights_that_prepare_reads(name, stacked, monkeypatch):
+    stage = STAGES[name]
+    expected = stage(BOTH, [7, 8], stacked=stacked)
+
+    class OnlyWhilePreparing:
+        """Weights of the conditioner exist inside the block; outside they are on the meta device, without values."""
+
+        entered = 0
+
+        def __enter__(self):
+            self.away.__exit__()
+            self.entered += 1
+
+        def __exit__(self, *error):
+            self.away.__enter__()
+
+    conditioner, make = OnlyWhilePreparing(), unet
+
+    def parked(config):
+        network = make(config)
+        conditioner.away = Parked(network.conditioner_modules(), "meta")
+        conditioner.away.__enter__()
+        return network
+
+    monkeypatch.setitem(globals(), "unet", parked)
+    assert torch.equal(stage(BOTH, [7, 8], stacked=stacked, conditioner=conditioner), expected)
+    assert conditioner.entered == 1
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -8,7 +8,7 @@ from support.tiny import KEYFRAME_V10, draw
 
 from fusionframes.ff_kernels.cli import main
 from fusionframes.ff_kernels.errors import InputError
-from fusionframes.ff_kernels.verify import TapeNoise, case_weight, find_cases, verify_case
+from fusionframes.ff_kernels.verify import TapeNoise, case_weight, find_cases, verify, verify_case
 
 CASES = ["text", "v10_interpolation_unet", "v10_keyframe_unet", "v10_movq", "v10_pipeline", "v10_schedule",
          "v11_interpolation_unet", "v11_keyframe_unet", "v11_movq", "v11_pipeline", "v11_video_movq"]  # fmt: skip
@@ -18,11 +18,28 @@ def test_find_cases_golden_folder_lists_every_case(golden):
     assert [path.stem for path in find_cases(golden)] == CASES
 
 
+@pytest.mark.parametrize("parity", ["strict", "fast"])
 @pytest.mark.parametrize("name", CASES)
-def test_verify_case_reference_is_within_limits(golden, name):
-    checks = verify_case(golden / f"{name}.json")
-    assert checks
+def test_verify_case_reference_is_within_limits(golden, name, parity):
+    checks = verify_case(golden / f"{name}.json", parity)
+    # Text and schedule have no layers to fold.
+    assert bool(checks) == (parity == "strict" or name not in ("text", "v10_schedule"))
+    assert {c.parity for c in checks} <= {parity}
     assert [c for c in checks if not c.passed] == []
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.endswith(("unet", "movq"))])
+def test_verify_case_fast_path_is_another_computation(golden, name):
+    strict, fast = ([c.error for c in verify_case(golden / f"{name}.json", parity)] for parity in ("strict", "fast"))
+    assert len(strict) == len(fast)
+    assert strict != fast
+
+
+def test_verify_yields_both_paths_of_a_case(golden, tmp_path):
+    for suffix in ("json", "safetensors"):
+        shutil.copy(golden / f"v10_movq.{suffix}", tmp_path)
+    found = [(check.tensor, check.parity) for check in verify(tmp_path)]
+    assert found == [(tensor, parity) for parity in ("strict", "fast") for tensor in ("decoded", "latent")]
 
 
 def test_verify_case_changed_reference_fails(golden, tmp_path):

@@ -18,7 +18,7 @@ from ..models.interpolation_unet import InterpolationUNet
 from ..models.keyframe_unet import KeyframeUNet, keyframe_positions
 from ..models.movq import MoVQ
 from ..models.text_encoder import NULL_TOKENS_V10
-from ..stages import SKIP_FRAMES, Text
+from ..stages import SKIP_FRAMES, Graphs, Text, step_function
 from .precision import PLAIN, Precision
 from .reference_movq import decode_frames
 from .reference_unet import Texts, interpolation_step, keyframe_step
@@ -192,11 +192,16 @@ def prepare(workload: Workload, network: nn.Module, inputs: Inputs) -> Condition
 
 
 def our_call(
-    workload: Workload, network: nn.Module, inputs: Inputs, conditions: Conditions | None
+    workload: Workload,
+    network: nn.Module,
+    inputs: Inputs,
+    conditions: Conditions | None,
+    graphs: Graphs | None = None,
 ) -> Callable[[], Tensor]:
     """Return our formulation of the workload as a function of nothing; stacks the branches as the stages do."""
     if workload.stage == "decode":
         return lambda: decode(network, inputs.x.to(workload.dtype))
+    predict = step_function(network, conditions, graphs)
 
     def step() -> Tensor:
         x = inputs.x
@@ -207,6 +212,6 @@ def our_call(
             nothing = torch.zeros_like(left)
             both = torch.cat([torch.cat([left, x, right], 1), torch.cat([nothing, x, nothing], 1)])
         both = both.to(workload.dtype).contiguous(memory_format=torch.channels_last)
-        return network(both, conditions, 0)
+        return predict(both, 0)
 
     return step

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..folding import Parity, fold, require_parity
 from ..models.configs import MoVQConfig, TextConfig, UNetConfig
 from ..models.interpolation_unet import InterpolationUNet
 from ..models.keyframe_unet import KeyframeUNet
@@ -59,6 +60,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     overrides: Mapping[str, Any] | None = None,
+    parity: Parity = "strict",
 ) -> Loaded:
     """Load a weights file.
 
@@ -68,12 +70,16 @@ def load(
         device: where the weights go.
         dtype: dtype of the weights; default as stored.
         overrides: configuration that shapes cannot tell, such as ``head_dim``.
+        parity: "strict" keeps the layers, and the state-dict names, of the release; "fast" folds linear layer after
+            linear layer, the same function up to rounding (``folding.fold``).
 
     Raises:
         CheckpointError: naming the file, what was expected, what was found and where to get the right one.
+        InputError: for another parity.
     """
     contents = read_contents(path)
-    return load_contents(contents, detect(contents, overrides), stage=stage, device=device, dtype=dtype)
+    kind = detect(contents, overrides)
+    return load_contents(contents, kind, stage=stage, device=device, dtype=dtype, parity=parity)
 
 
 def load_contents(
@@ -83,14 +89,18 @@ def load_contents(
     stage: str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    parity: Parity = "strict",
 ) -> Loaded:
     """Load an opened file whose kind is known; see ``load``."""
+    require_parity(parity)
     if stage is not None and kind.stage != stage:
         raise CheckpointError(f"expected {NAMES[stage]} in '{contents.path}', got {kind.title}: take {places(stage)}")
     network, tensors, extras = check_contents(contents, kind)
     if network is not None:
         network.load_state_dict(cast_tensors(tensors, device, dtype), assign=True)
         network.eval().requires_grad_(False)
+        if parity == "fast":
+            fold(network)
     null = extras.get(NULL_KEY)
     return Loaded(
         kind,

@@ -48,6 +48,7 @@ def clipsim(
     encode_prompt: Callable[[str], Tensor],
     *,
     batch: int = 16,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Cosine of each frame and the prompt, -1..1, encoded batch by batch.
 
@@ -57,6 +58,7 @@ def clipsim(
         encode_frames: pictures ``[N, 3, H, W]`` in 0..1 to ``[N, D]``, with the resizing that its CLIP needs.
         encode_prompt: text to ``[D]`` or ``[1, D]``.
         batch: frames per call, 1 or more.
+        progress: told after each call: frames done, frames in all.
 
     Returns:
         ``[T]``.
@@ -68,9 +70,14 @@ def clipsim(
     if not prompt.strip():
         raise InputError("expected a prompt for CLIPSIM, got an empty text: describe what the clip should show")
     frames = check_clip(frames)
-    embeddings = torch.cat([encode_frames(part) for part in frames.split(batch)])
+    embedding, rows = encode_prompt(prompt), []
+    for start in range(0, len(frames), batch):
+        rows.append(encode_frames(frames[start : start + batch]))
+        if progress is not None:
+            progress(min(start + batch, len(frames)), len(frames))
+    embeddings = torch.cat(rows)
     if len(embeddings) != len(frames):
         raise ShapeError(
             f"expected {len(frames)} frame embeddings, got {list(embeddings.shape)}: return one row per frame"
         )
-    return clip_similarity(embeddings, encode_prompt(prompt))
+    return clip_similarity(embeddings, embedding)

@@ -14,6 +14,8 @@ from .lpips import Distance
 
 WARPING, NEIGHBOUR, NEIGHBOUR_LPIPS = "warping error", "neighbour MSE", "neighbour LPIPS"
 BRIGHTNESS_FLICKER, PIXEL_FLICKER = "brightness flicker", "pixel flicker"
+# Frame of the first value of every curve: the later one of a pair, the middle one of three.
+FIRST_FRAME = 1
 
 
 def neighbour_mse(frames: Tensor) -> Tensor:

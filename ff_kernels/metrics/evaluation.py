@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError, ShapeError
 from .clips import ClipFiles, find_clips, pair_clips
-from .consistency import NEIGHBOUR_LPIPS, TemporalConsistency
+from .consistency import FIRST_FRAME, NEIGHBOUR_LPIPS, TemporalConsistency
 from .features import Features
 from .fidelity import fidelity_curves
 from .frechet import FVD_CLIPS, FVD_FRAMES, FeatureStatistics, frechet_distance
@@ -147,7 +147,9 @@ def evaluate(
     measures = [measure_clips(name, UNITS.get(name, ""), curves) for name, curves in fidelity.items()]
     measures += _of_sets(true, judged)
     for target, suffix in ((judged, ""), (true, REFERENCE)):
-        measures += [measure_clips(f"{name}{suffix}", "", curves) for name, curves in target.curves.items()]
+        measures += [
+            measure_clips(f"{name}{suffix}", "", curves, first=FIRST_FRAME) for name, curves in target.curves.items()
+        ]
     return Evaluation(tuple(measures), tuple(_missing(true, judged, is_paired)), len(clips))
 
 

@@ -28,6 +28,7 @@ class Measure:
         per_frame: the curve, mean over items per frame; empty where frames have no value of their own.
         items: clips or frames behind the mean.
         note: what the reader must know, such as values left out; may be empty.
+        first: the frame, counted from 0, of the first value of ``per_frame``.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Measure:
     per_frame: tuple[float, ...] = ()
     items: int = 1
     note: str = ""
+    first: int = 0
 
 
 def finite_mean(values: Tensor) -> tuple[float, int]:
@@ -52,14 +54,25 @@ def finite_mean(values: Tensor) -> tuple[float, int]:
     return (finite.double().mean().item() if len(finite) else math.inf), len(values) - len(finite)
 
 
-def measure_frames(name: str, unit: str, curve: Tensor) -> Measure:
-    """Return the measure of one clip from its curve ``[T]``, without an interval: its frames are no sample."""
+def measure_frames(name: str, unit: str, curve: Tensor, first: int = 0) -> Measure:
+    """Return the measure of one clip from its curve ``[T]``, without an interval: its frames are no sample.
+
+    Args:
+        name: of the measure.
+        unit: of the measure.
+        curve: ``[T]``; infinite values, frames equal to their reference, are left out of the mean and counted.
+        first: frame of the first value.
+
+    Raises:
+        InputError: if there are no values, or one is NaN.
+    """
     mean, left_out = finite_mean(curve)
     note = f"without {left_out} of {len(curve)} frames that equal the reference" if left_out else ""
-    return Measure(name, unit, mean, per_frame=tuple(curve.double().tolist()), items=len(curve), note=note)
+    values = tuple(curve.double().tolist())
+    return Measure(name, unit, mean, per_frame=values, items=len(curve), note=note, first=first)
 
 
-def measure_clips(name: str, unit: str, curves: Sequence[Tensor], seed: int = 0) -> Measure:
+def measure_clips(name: str, unit: str, curves: Sequence[Tensor], seed: int = 0, *, first: int = 0) -> Measure:
     """Return the mean over clips of their means over frames, with the bootstrap interval over clips.
 
     Args:
@@ -68,6 +81,7 @@ def measure_clips(name: str, unit: str, curves: Sequence[Tensor], seed: int = 0)
         curves: ``[T_i]`` per clip. Infinite values, frames equal to their reference, are left out of the means and
             counted in the note.
         seed: of the interval.
+        first: frame of each curve's first value.
 
     Raises:
         InputError: if there are no clips, or a value is NaN.
@@ -85,7 +99,7 @@ def measure_clips(name: str, unit: str, curves: Sequence[Tensor], seed: int = 0)
         notes.append(f"without {frames} of {sum(map(len, curves))} frames that equal the reference")
     if left_out:
         notes.append(f"without {left_out} of {len(curves)} clips that equal the reference throughout")
-    return Measure(name, unit, mean, low, high, _mean_curve(curves), len(curves), "; ".join(notes))
+    return Measure(name, unit, mean, low, high, _mean_curve(curves), len(curves), "; ".join(notes), first)
 
 
 def _mean_curve(curves: Sequence[Tensor]) -> tuple[float, ...]:
@@ -97,7 +111,7 @@ def _mean_curve(curves: Sequence[Tensor]) -> tuple[float, ...]:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if 0 < abs(value) < 1e-3 or abs(value) >= 1e5 else f"{value:.4f}"
+    return f"{value:.4g}" if 0 < abs(value) < 0.1 or abs(value) >= 1e5 else f"{value:.4f}"
 
 
 def text_table(measures: Sequence[Measure]) -> str:
@@ -108,6 +122,27 @@ def text_table(measures: Sequence[Measure]) -> str:
         numbers = f"{_number(m.mean):>12} {m.unit:4} {_number(m.low):>12} {_number(m.high):>12} {m.items:6}"
         lines.append(f"{m.name:{max(width, 7)}} {numbers}  {m.note}".rstrip())
     return "\n".join(lines)
+
+
+def frame_table(measures: Sequence[Measure]) -> str:
+    """Return one clip as text: the means with what they leave out, then one line per frame.
+
+    Args:
+        measures: of one clip, from ``measure_frames``; a frame that a measure has no value of shows "-".
+    """
+    heads = [f"{m.name}, {m.unit}" if m.unit else m.name for m in measures]
+    widths = [max(len(head), 12) for head in heads]
+    last = max((m.first + len(m.per_frame) for m in measures), default=0)
+
+    def line(label: str, cells: Sequence[str]) -> str:
+        return f"{label:>5}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+    lines = [line("frame", heads), line("mean", [_number(m.mean) for m in measures])]
+    for frame in range(last):
+        has_value = [m.first <= frame < m.first + len(m.per_frame) for m in measures]
+        values = [m.per_frame[frame - m.first] if has else None for m, has in zip(measures, has_value, strict=True)]
+        lines.append(line(str(frame), [_number(value) for value in values]))
+    return "\n".join([*lines, *(f"{m.name}: {m.note}" for m in measures if m.note)])
 
 
 def to_json(measures: Sequence[Measure], **more: object) -> str:

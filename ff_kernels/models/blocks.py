@@ -1,12 +1,37 @@
 """Spatial blocks of the U-Nets: conditional norm, residual block, attention block (paper.md, section 3)."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from ..ops import attend, group_norm_mod
 from .conditions import Rows, Step
 from .configs import UNetConfig
-from .layers import Layers, project, project_maps
+from .layers import Layers, add, is_pointwise, project, project_maps
+
+# Bytes of intermediate results above which samples pass a feed-forward or a residual block in parts: large enough for
+# a part to fill a device, small beside the maps that stay alive (the widest hidden ones are 377 MB at 512x512). A
+# residual block has a dozen kernels to a feed-forward's two, so it is parted later.
+HIDDEN_BYTES = 96 << 20
+BLOCK_BYTES = 192 << 20
+
+
+def samples_at_once(bytes_each: int, samples: int, limit: int, multiple: int | None = None) -> int:
+    """Return how many samples to run at once so that intermediate results stay within a limit where possible.
+
+    Args:
+        bytes_each: bytes of the intermediate results of one sample.
+        samples: samples in all.
+        limit: bytes.
+        multiple: samples that share a row of conditions; parts are whole rows or an even share of one. None if none do.
+    """
+    most = max(1, limit // max(1, bytes_each))
+    if most >= samples:
+        return samples
+    if multiple is None:
+        return most
+    return most // multiple * multiple or max(k for k in range(1, most + 1) if multiple % k == 0)
 
 
 class ConditionalGroupNorm(nn.Module):
@@ -21,10 +46,11 @@ class ConditionalGroupNorm(nn.Module):
         self.context_mlp = nn.Sequential(nn.SiLU(), layers.linear(config.time_embed_dim, 2 * channels))
 
     def forward(self, x: Tensor, step: Step, activate: bool = False) -> Tensor:
-        """Normalise ``[N, C, H, W]``, or the first of the N samples."""
+        """Normalise ``[N, C, H, W]``, or neighbouring ones of the N samples, see ``Step.first``."""
         rows = step.conditions.modulation(self.slot, step.index)
-        if len(x) < step.conditions.samples:
-            rows = rows[: len(rows) * len(x) // step.conditions.samples]
+        if len(x) < step.conditions.samples and self.rows != "position":
+            share = step.conditions.samples // len(rows)
+            rows = rows[step.first // share : -(-(step.first + len(x)) // share)]
         return group_norm_mod(x, rows, self.groups, cyclic=self.rows == "position", activate=activate)
 
 
@@ -43,16 +69,16 @@ class ConvBlock(nn.Module):
         self.projection = layers.conv(inputs, outputs, kernel)
         self.down_sample = layers.halve(outputs) if resample == "down" else nn.Identity()
 
-    def mix_time(self, x: Tensor, step: Step) -> Tensor:
-        """Mix the samples of a clip; a purely spatial block leaves them alone."""
-        return x
+    def mix_time(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
+        """Mix the samples of a clip and add ``residual``; a purely spatial block leaves them alone."""
+        return add(x, residual)
 
     def forward(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         """Map ``[N, C, H, W]`` to ``[N, C', H', W']``, plus ``residual`` where the block does not resample."""
         x = self.up_sample(self.group_norm(x, step, activate=True))
+        # A block that halves has no residual: only the last of four convolutions has one, and the third halves.
         early, late = (None, residual) if self.mixes_time else (residual, None)
-        x = self.down_sample(self.mix_time(project_maps(self.projection, x, residual=early), step))
-        return x if late is None else late + x
+        return self.down_sample(self.mix_time(project_maps(self.projection, x, residual=early), step, late))
 
 
 class ResNetBlock(nn.Module):
@@ -67,6 +93,9 @@ class ResNetBlock(nn.Module):
         conv_block: type[ConvBlock] = ConvBlock,
     ) -> None:
         super().__init__()
+        self.mixes_time = conv_block.mixes_time
+        # How many times the input is alive inside: shortcut and result; a doubling block has a third, all four times.
+        self.growth = 12 if resample == "up" else 2
         inputs, outputs = channels
         hidden = max(inputs, outputs) // config.compression_ratio
         # Doubling happens before the second convolution, halving after the third.
@@ -82,6 +111,27 @@ class ResNetBlock(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Map ``[N, C, H, W]`` to ``[N, C', H', W']``."""
+        share = self._samples_at_once(x, step)
+        if share == len(x):
+            return self._run(x, step)
+        out: Tensor | None = None
+        for start in range(0, len(x), share):
+            part = self._run(x[start : start + share], replace(step, first=start))
+            if out is None:
+                out = part.new_empty(len(x), *part.shape[1:]).contiguous(memory_format=torch.channels_last)
+            out[start : start + share] = part
+        return out
+
+    def _samples_at_once(self, x: Tensor, step: Step) -> int:
+        """Part the samples where a block looks at each alone and its layers cost nothing to call again."""
+        if self.mixes_time or type(self.resnet_blocks[0].projection) is not nn.Conv2d:
+            return len(x)
+        conditions = step.conditions
+        rows = conditions.modulation(self.resnet_blocks[0].group_norm.slot, step.index).shape[0]
+        bytes_each = self.growth * x[:1].numel() * x.element_size()
+        return samples_at_once(bytes_each, len(x), BLOCK_BYTES, conditions.samples // rows)
+
+    def _run(self, x: Tensor, step: Step) -> Tensor:
         *blocks, last = self.resnet_blocks
         out = x
         for block in blocks:
@@ -146,9 +196,24 @@ def feed_forward(layers: Layers, config: UNetConfig, channels: int) -> nn.Sequen
     )
 
 
-def add_feed_forward(layers: nn.Sequential, residual: Tensor, x: Tensor) -> Tensor:
-    """Return ``residual`` plus the feed-forward of ``x``, both ``[N, C, H, W]``."""
-    return project_maps(layers[2], project_maps(layers[0], x, activate=True), residual=residual)
+def add_feed_forward(layers: nn.Sequential, residual: Tensor | None, x: Tensor) -> Tensor:
+    """Return ``residual``, where there is one, plus the feed-forward of ``x``, both ``[N, C, H, W]``."""
+    widen, _, narrow = layers
+
+    def run(x: Tensor, residual: Tensor | None) -> Tensor:
+        return project_maps(narrow, project_maps(widen, x, activate=True), residual=residual)
+
+    hidden_bytes = x[:1].numel() // widen.in_channels * widen.out_channels * x.element_size()
+    share = (
+        samples_at_once(hidden_bytes, len(x), HIDDEN_BYTES) if is_pointwise(widen) and is_pointwise(narrow) else len(x)
+    )
+    if share == len(x):
+        return run(x, residual)
+    out = torch.empty_like(x, memory_format=torch.channels_last)
+    for start in range(0, len(x), share):
+        part = slice(start, start + share)
+        out[part] = run(x[part], None if residual is None else residual[part])
+    return out
 
 
 class AttentionBlock(nn.Module):

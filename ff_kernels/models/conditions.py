@@ -4,7 +4,8 @@ N samples are R rows of ``frames_per_row`` neighbouring samples each: a row is o
 (kernels.md, E6 to E8). Temporal layers see the N samples as clips of ``num_frames`` samples.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -28,7 +29,8 @@ class Conditions:
         samples: N.
         num_frames: samples of one clip (keyframes) or gaps of one clip (interpolation).
         is_temporal: False in the image mode of release 1.1, where temporal blocks are skipped.
-        merge: None, or ``[N]`` factors of 0 or 1 on every temporal merge (release 1.1 interpolation).
+        mixing: how many of the N samples, from the first on, mix over time; None for all (release 1.1 interpolation).
+        merge: None, or ``[mixing]`` factors on the temporal merges of those samples.
     """
 
     modulations: tuple[Tensor | None, ...]
@@ -38,12 +40,23 @@ class Conditions:
     samples: int
     num_frames: int
     is_temporal: bool = True
+    mixing: int | None = None
     merge: Tensor | None = None
 
     def modulation(self, slot: int, step: int) -> Tensor:
         """Return the rows of the norm in ``slot`` at ``step``."""
         table = self.modulations[slot]
         return table[min(step, table.shape[0] - 1)]
+
+    def rows_of(self, step: int) -> list[Tensor]:
+        """Return the rows at ``step`` of every table that differs from step to step."""
+        return [table[step] for table in self.modulations if table is not None and len(table) > 1]
+
+    def with_rows(self, rows: Sequence[Tensor]) -> "Conditions":
+        """Return the tables of a single step whose rows are ``rows``, in the order of ``rows_of``."""
+        left = iter(rows)
+        tables = (t if t is None or len(t) == 1 else next(left)[None] for t in self.modulations)
+        return replace(self, modulations=tuple(tables))
 
     def attending(self, slot: int) -> int:
         """Return how many of the N samples, from the first on, attend to their text."""
@@ -53,10 +66,17 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a run: the tables and which of their rows to read."""
+    """One step of a run: the tables and which of their rows to read.
+
+    Attributes:
+        conditions: the tables.
+        index: number of the step in them.
+        first: which of the N samples the first one is where a block runs some of them at a time.
+    """
 
     conditions: Conditions
     index: int
+    first: int = 0
 
 
 def cut_context(context: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -99,6 +119,24 @@ def part_rows(context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | No
     single = rest[torch.arange(len(rest), device=rest.device), places]
     mask = mask[:attending]
     return context[:attending], None if bool(mask.all()) else mask, single
+
+
+def part_merge(merge: Tensor | None, num_frames: int) -> tuple[int | None, Tensor | None]:
+    """Part the samples whose temporal merges are factored by 0, and so do nothing, from those before them.
+
+    Args:
+        merge: None, or ``[N]`` factors.
+        num_frames: samples of a clip, which stay together.
+
+    Returns:
+        ``mixing`` and ``merge`` of ``Conditions``.
+    """
+    if merge is None:
+        return None, None
+    known = merge.cpu()
+    clips = known.unflatten(0, (-1, num_frames)).any(dim=1).nonzero()
+    mixing = (int(clips.max()) + 1) * num_frames if len(clips) else 0
+    return mixing, None if bool((known[:mixing] == 1).all()) else merge[:mixing]
 
 
 def combine_rows(time: Tensor, position: Tensor, frames_per_row: int) -> Tensor:

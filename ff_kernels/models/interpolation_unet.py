@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import Embedding, ResNetBlock
-from .conditions import Conditions, cut_context
+from .conditions import Conditions, cut_context, part_merge
 from .layers import Layers
 from .temporal_blocks import MergingAttentionBlock, MergingConvBlockV10, MergingConvBlockV11
 from .unet import BlockSet, UNet, expand_rows
@@ -39,6 +39,10 @@ class InterpolationUNet(UNet):
         self.time_embed_merge = layers.parameter(1)
         self.skip_merge = layers.parameter(1)
         self.skip_embeddings = layers.embedding(SKIP_FRAMES_ROWS, self.config.time_embed_dim)
+
+    def conditioner_modules(self) -> list[nn.Module]:
+        """Return the modules whose weights only ``prepare`` reads."""
+        return [*super().conditioner_modules(), self.skip_embeddings]
 
     def prepare(
         self,
@@ -79,7 +83,10 @@ class InterpolationUNet(UNet):
         pooled = self.feature_pooling(context, lengths, valid, mask)
         time = self._told(self._time_vectors(timesteps, context), pooled, noise_level, skip_frames)
         merge = None if merge is None else merge.to(context.device).repeat_interleave(per_row, 0)
-        return self._tables(valid, mask, {"time": time}, samples=rows * per_row, num_frames=num_gaps, merge=merge)
+        mixing, merge = part_merge(merge, num_gaps)
+        return self._tables(
+            valid, mask, {"time": time}, samples=rows * per_row, num_frames=num_gaps, mixing=mixing, merge=merge
+        )
 
     def _told(self, time: Tensor, pooled: Tensor, noise_level: Tensor | float, skip_frames: Tensor | int) -> Tensor:
         rows = len(pooled)

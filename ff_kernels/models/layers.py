@@ -80,7 +80,12 @@ def is_pointwise(layer: nn.Module) -> bool:
 
 
 def project_maps(layer: nn.Module, x: Tensor, *, residual: Tensor | None = None, activate: bool = False) -> Tensor:
-    """Run a layer on maps ``[N, C, H, W]`` and what follows it: one operation for 1x1 convolutions, see ``project``."""
+    """Run a layer on maps ``[N, C, H, W]`` and what follows it: one operation for 1x1 convolutions, see ``project``.
+
+    A layer made by folding may say by ``adds_residual`` that it takes the residual itself.
+    """
+    if getattr(layer, "adds_residual", False) and not activate:
+        return layer(x, residual)
     if not is_pointwise(layer):
         return _follow(layer(x), residual, activate)
     lines, weight = x.permute(0, 2, 3, 1), layer.weight.flatten(1)  # [N, H, W, C]; no copy for channels-last maps
@@ -89,5 +94,9 @@ def project_maps(layer: nn.Module, x: Tensor, *, residual: Tensor | None = None,
 
 
 def _follow(out: Tensor, residual: Tensor | None, activate: bool) -> Tensor:
-    out = F.silu(out) if activate else out
+    return add(F.silu(out) if activate else out, residual)
+
+
+def add(out: Tensor, residual: Tensor | None) -> Tensor:
+    """Return ``residual + out``, or ``out`` where there is no residual."""
     return out if residual is None else residual + out

@@ -10,7 +10,7 @@ from ..errors import ShapeError
 from ..ops import attend, attend_over_time, spatial_norm_act
 from ..ops.eager.norm import modulate_by_maps
 from .configs import MoVQConfig
-from .layers import Layers, project_maps
+from .layers import Layers, is_pointwise, project_maps
 
 _EPS = 1e-6
 
@@ -31,12 +31,14 @@ class SpatialNorm(nn.Module):
         norm = self.norm_layer
         if latents is None:
             return F.silu(norm(x)) if activate else norm(x)
-        gain, bias = self.conv_y(latents), self.conv_b(latents)
-        if type(norm) is nn.GroupNorm:
+        convs = (self.conv_y, self.conv_b)
+        if type(norm) is nn.GroupNorm and all(is_pointwise(conv) for conv in convs):
+            maps = ((conv.weight.flatten(1), conv.bias) for conv in convs)
             return spatial_norm_act(
-                x, gain, bias, norm.weight, norm.bias, norm.num_groups, activate=activate, eps=norm.eps
+                x, latents, *maps, (norm.weight, norm.bias), norm.num_groups, activate=activate, eps=norm.eps
             )
-        x = modulate_by_maps(norm(x), gain, bias)
+        # A host's layer may hold its weights anywhere until it is called.
+        x = modulate_by_maps(norm(x), *(conv(latents) for conv in convs))
         return F.silu(x) if activate else x
 
 
@@ -75,6 +77,9 @@ class ResnetBlock(nn.Module):
         if self.is_temporal:
             h = self._mix(h, self.temporal_projection1, self.temporal_merge1, frames)
         h = self.norm2(h, latents, activate=True)
+        is_plain = not (self.is_3d or self.is_temporal or self.has_shortcut)
+        if is_plain:
+            return project_maps(self.conv2, h, residual=x)
         h = _run_over_time(self.conv2, h, frames) if self.is_3d else self.conv2(h)
         if self.is_temporal:
             h = self._mix(h, self.temporal_projection2, self.temporal_merge2, frames)

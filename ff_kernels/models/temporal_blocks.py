@@ -1,5 +1,8 @@
 """Blocks that mix the samples of a clip over time: the four variants of the paper's figure 3, and the interpolation."""
 
+from collections.abc import Callable
+
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -16,7 +19,7 @@ from .blocks import (
 )
 from .conditions import Rows, Step
 from .configs import VOLUME_VARIANT, WINDOWED_VARIANT, UNetConfig
-from .layers import Layers, is_pointwise, project, project_maps
+from .layers import Layers, add, is_pointwise, project, project_maps
 
 
 def as_clips(x: Tensor, frames: int) -> Tensor:
@@ -33,14 +36,16 @@ def run_in_time(conv: nn.Module, x: Tensor, frames: int, residual: Tensor | None
     """Run a convolution along time on ``[N, C, H, W]``, N clips of ``frames`` samples, and add ``residual``."""
     if is_pointwise(conv):
         return project_maps(conv, x, residual=residual)
+    if residual is not None and getattr(conv, "adds_residual", False):
+        return from_clips(conv(as_clips(x, frames), as_clips(residual, frames)), x)
     out = from_clips(conv(as_clips(x, frames)), x)
-    return out if residual is None else residual + out
+    return add(out, residual)
 
 
 def run_in_volume(conv: nn.Module, x: Tensor, frames: int, residual: Tensor | None = None) -> Tensor:
     """Run a 3x3x3 convolution on ``[N, C, H, W]``, N clips of ``frames`` samples, and add ``residual``."""
     out = conv(x.unflatten(0, (-1, frames)).transpose(1, 2)).transpose(1, 2).flatten(0, 1)
-    return out if residual is None else residual + out
+    return add(out, residual)
 
 
 # The paper reduces the channels so that Conv3dAttn1dBlocks has about the parameters of the released variant, and does
@@ -179,11 +184,11 @@ class MixedConvBlock(ConvBlock):
         super().__init__(layers, config, channels, kernel, resample)
         self.temporal_projection = layers.temporal_conv(channels[1], channels[1])
 
-    def mix_time(self, x: Tensor, step: Step) -> Tensor:
+    def mix_time(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         """Mix the frames of a clip."""
         if not step.conditions.is_temporal:
-            return x
-        return run_in_time(self.temporal_projection, x, step.conditions.num_frames)
+            return add(x, residual)
+        return run_in_time(self.temporal_projection, x, step.conditions.num_frames, residual)
 
 
 class MixedAttentionBlock(AttentionBlock):
@@ -202,6 +207,15 @@ class MixedAttentionBlock(AttentionBlock):
         return add_feed_forward(self.feed_forward, x, self.out_norm(x, step))
 
 
+def mix_in_time(x: Tensor, step: Step, mix: Callable[[Tensor], Tensor]) -> Tensor:
+    """Run ``mix`` on the samples that mix over time and hand the others through; see ``Conditions.mixing``."""
+    mixing = step.conditions.mixing
+    if mixing is None or mixing == len(x):
+        return mix(x)
+    # Release 1.1: the unconditional half runs without any mixing over time, so its part of the work is dead.
+    return torch.cat([mix(x[:mixing]), x[mixing:]]) if mixing else x
+
+
 def merge_time(x: Tensor, mixed: Tensor, weight: Tensor, step: Step) -> Tensor:
     """Blend a spatial and a temporal result: ``(1 - a) * x + a * mixed`` with the trained scalar ``a``.
 
@@ -209,9 +223,8 @@ def merge_time(x: Tensor, mixed: Tensor, weight: Tensor, step: Step) -> Tensor:
     """
     weight = weight.to(x)
     if step.conditions.merge is not None:
-        # Release 1.1: 0 for the unconditional half, which so runs without any mixing over time.
         weight = weight * step.conditions.merge.to(x)[:, None, None, None]
-    return (1 - weight) * x + weight * mixed
+    return torch.lerp(x, mixed, weight)
 
 
 class TemporalMergeConv(nn.Module):
@@ -224,6 +237,9 @@ class TemporalMergeConv(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Map ``[N, C, H, W]`` to the same shape."""
+        return mix_in_time(x, step, lambda part: self._mix(part, step))
+
+    def _mix(self, x: Tensor, step: Step) -> Tensor:
         mixed = from_clips(self.temporal_projection(as_clips(x, step.conditions.num_frames)), x)
         return merge_time(x, mixed, self.temporal_merge, step)
 
@@ -242,11 +258,12 @@ class MergingConvBlockV10(ConvBlock):
         # Set by folding: the convolution with the merge in it.
         self.folded_time: nn.Module | None = None
 
-    def mix_time(self, x: Tensor, step: Step) -> Tensor:
+    def mix_time(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         """Mix the gaps of a clip."""
         if self.folded_time is not None:
-            return run_in_time(self.folded_time, x, step.conditions.num_frames)
-        return TemporalMergeConv.forward(self, x, step)
+            return run_in_time(self.folded_time, x, step.conditions.num_frames, residual)
+        mixed = run_in_time(self.temporal_projection, x, step.conditions.num_frames)
+        return add(merge_time(x, mixed, self.temporal_merge, step), residual)
 
 
 class MergingConvBlockV11(ConvBlock):
@@ -260,9 +277,9 @@ class MergingConvBlockV11(ConvBlock):
         super().__init__(layers, config, channels, kernel, resample)
         self.temporal_projection_new = TemporalMergeConv(layers, channels[1])
 
-    def mix_time(self, x: Tensor, step: Step) -> Tensor:
+    def mix_time(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         """Mix the gaps of a clip."""
-        return self.temporal_projection_new(x, step)
+        return add(self.temporal_projection_new(x, step), residual)
 
 
 class MergingAttentionBlock(nn.Module):
@@ -279,7 +296,10 @@ class MergingAttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Map ``[N, C, H, W]`` to the same shape."""
+        return mix_in_time(x, step, lambda part: self._mix(part, step))
+
+    def _mix(self, x: Tensor, step: Step) -> Tensor:
         mixed = self.attention(self.in_norm(x, step), step.conditions.num_frames)
         x = merge_time(x, mixed, self.temporal_merge1, step)
-        mixed = self.feed_forward(self.out_norm(x, step))
+        mixed = add_feed_forward(self.feed_forward, None, self.out_norm(x, step))
         return merge_time(x, mixed, self.temporal_merge2, step)

@@ -154,6 +154,12 @@ class UNet(nn.Module):
             for i in reversed(range(len(pairs)))
         )
 
+    def conditioner_modules(self) -> list[nn.Module]:
+        """Return the modules whose weights only ``prepare`` reads; a step does without them (kernels.md, E6 and E7)."""
+        embeddings = [module for module in self.children() if isinstance(module, Embedding)]
+        texts = [layer for text in self._texts for layer in (text.attention.to_key, text.attention.to_value)]
+        return [self.feature_pooling, *embeddings, *texts, *(norm.context_mlp for norm in self._norms)]
+
     def _number_slots(self) -> None:
         self._norms = [m for m in self.modules() if isinstance(m, ConditionalGroupNorm)]
         self._texts = [m for m in self.modules() if isinstance(m, AttentionBlock) and m.is_cross]

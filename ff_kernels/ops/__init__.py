@@ -6,6 +6,7 @@ registry picks one per call.
 
 from . import cpu  # noqa: F401 (registers its implementations)
 from .attention import attend, attend_over_time
+from .conv import residual_conv, winograd_conv, winograd_taps
 from .linear import linear
 from .norm import group_norm_mod, spatial_norm_act
 from .step import sample_step
@@ -16,7 +17,10 @@ __all__ = [
     "attend_over_time",
     "group_norm_mod",
     "linear",
+    "residual_conv",
     "sample_step",
     "spatial_norm_act",
     "temporal_conv_class",
+    "winograd_conv",
+    "winograd_taps",
 ]

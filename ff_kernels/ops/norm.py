@@ -20,6 +20,12 @@ def _cost(x: Tensor, *small: object, out: Tensor) -> Cost:
     return Cost(1 if is_small else 2, 0, (1 if is_small else 2) * bytes_of(x) + bytes_of(out) + sides)
 
 
+def _spatial_cost(x: Tensor, latents: Tensor, *small: object, out: Tensor) -> Cost:
+    """Count what ``_cost`` does, and the two maps, worked out anew for every pixel."""
+    cost = _cost(x, latents, *small, out=out)
+    return Cost(cost.launches, 4 * latents.shape[1] * out.numel(), cost.bytes)
+
+
 # Positions of a picture up to which one kernel does statistics and result.
 ONE_PASS_POSITIONS = 1024
 
@@ -32,10 +38,10 @@ _group_norm_mod = Operation(
 )
 _spatial_norm_act = Operation(
     "spatial_norm_act",
-    "(Tensor x, Tensor gain, Tensor bias, Tensor weight, Tensor offset, int groups, bool activate, float eps)"
-    " -> Tensor",
+    "(Tensor x, Tensor latents, Tensor gain, Tensor gain_offset, Tensor bias, Tensor bias_offset, Tensor weight,"
+    " Tensor offset, int groups, bool activate, float eps) -> Tensor",
     _like_channels_last,
-    _cost,
+    _spatial_cost,
     formulas.spatial_norm_act,
 )
 
@@ -72,26 +78,26 @@ def group_norm_mod(
 
 def spatial_norm_act(
     x: Tensor,
-    gain: Tensor,
-    bias: Tensor,
-    weight: Tensor,
-    offset: Tensor,
+    latents: Tensor,
+    gain: tuple[Tensor, Tensor],
+    bias: tuple[Tensor, Tensor],
+    affine: tuple[Tensor, Tensor],
     groups: int,
     *,
     activate: bool = False,
     eps: float = 1e-6,
 ) -> Tensor:
-    """Normalise and modulate by maps at latent resolution: ``(norm(x) * weight + offset) * up(gain) + up(bias)``.
+    """Normalise and modulate by maps of the latent: ``(norm(x) * weight + offset) * up(gain) + up(bias)``.
 
-    The maps are 1x1 convolutions of the latent. Nearest upsampling commutes with a 1x1 convolution, so they are
-    computed at latent size and looked up at ``(y // up, x // up)``, with the same result (kernels.md, E15).
+    Both maps are 1x1 convolutions of the latent. Nearest upsampling commutes with those (kernels.md, E15), so a kernel
+    works a map's value out from the latent at ``(y // up, x // up)``, and no map is ever written to memory.
 
     Args:
         x: ``[N, C, H, W]``, channels-last in memory for the fast kernels.
-        gain: ``[N or 1, C, h, w]`` with H a multiple of h and W of w.
-        bias: as ``gain``.
-        weight: ``[C]`` gain of the group norm.
-        offset: ``[C]`` bias of the group norm.
+        latents: ``[N or 1, z, h, w]`` with H a multiple of h and W of w.
+        gain: weight ``[C, z]`` and bias ``[C]`` of the convolution that makes the first map.
+        bias: as ``gain``, of the second map.
+        affine: weight and offset ``[C]`` of the group norm.
         groups: channel groups, a divisor of C.
         activate: apply SiLU to the result.
         eps: added to the variance.
@@ -100,14 +106,15 @@ def spatial_norm_act(
         ``[N, C, H, W]``, channels-last, in the dtype of ``x``; 16-bit input is computed in float32, rounded once.
 
     Raises:
-        ShapeError: if the maps do not divide the sides of ``x``.
+        ShapeError: if the latents do not divide the sides of ``x``, or the weights do not fit both.
 
     Source: releases 1.0 and 1.1, class SpatialNorm (Sber-MoVQGAN); golden ``v10_movq``.
     """
-    (H, W), (h, w) = x.shape[-2:], gain.shape[-2:]
-    if H % h or W % w or gain.shape != bias.shape or gain.shape[0] not in (1, x.shape[0]):
+    (N, C, H, W), (maps, z, h, w) = x.shape, latents.shape
+    if H % h or W % w or maps not in (1, N) or any(weight.shape != (C, z) for weight, _ in (gain, bias)):
         raise ShapeError(
-            f"spatial_norm_act expected maps [{x.shape[0]} or 1, {x.shape[1]}, h, w] whose sides divide {H} x {W}, got "
-            f"{list(gain.shape)} and {list(bias.shape)}: make both maps from the latent of x"
+            f"spatial_norm_act expected latents [{N} or 1, z, h, w] whose sides divide {H} x {W} and weights [{C}, z], "
+            f"got {list(latents.shape)}, {list(gain[0].shape)} and {list(bias[0].shape)}: pass the latent of x and the "
+            "two convolutions of this norm"
         )
-    return _spatial_norm_act(x, gain, bias, weight, offset, groups, activate, eps)
+    return _spatial_norm_act(x, latents, *gain, *bias, *affine, groups, activate, eps)

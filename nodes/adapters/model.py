@@ -21,6 +21,7 @@ from ...ff_kernels.sampling.schedule import make_schedule_v11, told_sigmas
 from ...ff_kernels.settings import Settings
 from .._compat import (
     EPS,
+    SAMPLER_SAMPLE,
     BaseModel,
     CONDRegular,
     ModelSamplingDiscrete,
@@ -35,6 +36,7 @@ from .._compat import (
 )
 from .files import Weights
 from .latent import FIRST_FRAME, IMAGE_KEYS, MOTION_SCORE, NO_FIRST_FRAME, NOISE_LEVEL, VideoLatents
+from .tables import KEY, TABLES, with_tables
 from .text import context_of
 
 # Core multiplies it with latent positions to guess what to free. Not measured on a GPU yet: half more than core's
@@ -72,20 +74,29 @@ class CoreKeyframeUNet(_InCore, KeyframeUNet):
         """Predict the noise of ``[B, 4, T, h, w]``; ``first_frame`` is ``[B, 5, T, h, w]``, image and mask."""
         B, _, T = x.shape[:3]
         is_video = self.config.family == "1.0" or T > 1 or first_frame is not None
-        conditions = self.prepare(
-            context,
-            context_mask,
-            timesteps[None],
-            positions=keyframe_positions(self.config.family, T) if is_video else None,
-            num_frames=T if is_video else 1,
-            noise_level=noise_level,
-            motion_score=motion_score,
-        )
+
+        def prepare(timesteps: Tensor) -> Conditions:
+            return self.prepare(
+                context,
+                context_mask,
+                timesteps,
+                positions=keyframe_positions(self.config.family, T) if is_video else None,
+                num_frames=T if is_video else 1,
+                noise_level=noise_level,
+                motion_score=motion_score,
+            )
+
+        tables = (transformer_options or {}).get(TABLES)
+        if tables is None:
+            conditions, step = prepare(timesteps[None]), 0
+        else:
+            inputs = (context, context_mask, noise_level, motion_score, T, int(is_video))
+            conditions, step = tables.find(timesteps, inputs, prepare)
         extra = self.config.num_channels - x.shape[1]
         if extra:
             x = torch.cat([x, x.new_zeros(B, extra, *x.shape[2:]) if first_frame is None else first_frame], dim=1)
         frames = x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        out = KeyframeUNet.forward(self, frames, conditions)
+        out = KeyframeUNet.forward(self, frames, conditions, step)
         return out.unflatten(0, (B, T)).transpose(1, 2)
 
 
@@ -245,6 +256,7 @@ def load_model(weights: Weights, dtype: torch.dtype | None, disable_dynamic: boo
     load_weights(patcher, model.diffusion_model, cast_tensors(weights.tensors, offload, stored))
     if weights.kind.stage == "keyframe":
         patcher.set_model_sampler_post_cfg_function(clip_denoised)
+        patcher.add_wrapper_with_key(SAMPLER_SAMPLE, KEY, with_tables)
     set_factory(patcher, load_model, weights, dtype)
     return patcher
 

@@ -10,6 +10,7 @@ from fusionframes.ff_kernels.bench import runner, workloads
 from fusionframes.ff_kernels.bench.workloads import WORKLOADS, Workload
 from fusionframes.ff_kernels.cli import main
 from fusionframes.ff_kernels.errors import InputError
+from fusionframes.ff_kernels.runtime.graph import Graphs
 
 KEYS = {"workload", "ours_seconds", "reference_seconds", "ratio", "ours_peak_mb", "reference_peak_mb", "device",
         "versions"}  # fmt: skip
@@ -136,3 +137,39 @@ def test_make_network_gives_the_same_weights_again_and_keeps_the_scale():
     first, second = (workloads.make_network(WORKLOADS["keyframes-tiny"], torch.device("cpu")) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert first.in_layer.weight.std() == pytest.approx(first.in_layer.weight[0].numel() ** -0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["keyframes-tiny", "interpolation-tiny"])
+def test_recorded_step_is_the_launched_one(name):
+    """The recording itself needs a CUDA device; this stand-in replays into the same memory, as a graph does."""
+
+    def capture(function):
+        out = function().clone()
+        return lambda: out.copy_(function())
+
+    workload, device = WORKLOADS[name], torch.device("cpu")
+    with torch.inference_mode():
+        network = workloads.make_ready(workloads.make_network(workload, device))
+        inputs = workloads.make_inputs(workload, device)
+        conditions = workloads.prepare(workload, network, inputs)
+        launched = workloads.our_call(workload, network, inputs, conditions)()
+        recorded = workloads.our_call(workload, network, inputs, conditions, Graphs(capture))
+        assert torch.equal(recorded(), launched)
+        assert torch.equal(recorded(), launched)
+
+
+def test_share_of_the_roofline_is_that_of_the_research_whatever_the_mode(monkeypatch):
+    monkeypatch.setattr(runner, "device_name", lambda device: "NVIDIA H200")
+    with torch.inference_mode():
+        shares = runner._shares(WORKLOADS["keyframes-512"], [1.0, 1.0], torch.device("cuda"))
+    # kernels.md, section 1.2: 119.7 ms for the release.
+    assert shares[1] == pytest.approx(0.1197, rel=0.002)
+    assert 0 < shares[0] < 0.5 * shares[1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_measure_on_a_gpu_reports_shares_and_peaks(monkeypatch):
+    workload = replace(WORKLOADS["keyframes-tiny"], is_full_size=True)
+    result = runner.measure(workload, 1)
+    assert result.ours_peak_mb > 0
+    assert result.ratio > 0

@@ -13,15 +13,18 @@ def test_similarity_is_the_cosine_whatever_the_lengths():
 
 
 def test_clipsim_encodes_in_batches():
-    sizes = []
+    sizes, steps = [], []
 
     def encode(pictures):
         sizes.append(len(pictures))
         return pictures.mean((2, 3))
 
     frames = torch.rand(5, 3, 4, 4)
-    found = clipsim(frames, "a red car", encode, lambda text: torch.ones(3), batch=2)
+    found = clipsim(
+        frames, "a red car", encode, lambda text: torch.ones(3), batch=2, progress=lambda *s: steps.append(s)
+    )
     assert sizes == [2, 2, 1]
+    assert steps == [(2, 5), (4, 5), (5, 5)]
     assert torch.allclose(found, clip_similarity(frames.mean((2, 3)), torch.ones(3)))
 
 

@@ -58,6 +58,26 @@ def test_flow_finds_a_whole_translation_inside_the_frame(moving):
     assert torch.equal(warped[..., 16:24, 16:24], moving[1:, ..., 16:24, 16:24])
 
 
+@pytest.mark.parametrize("size", [(16, 16), (19, 13), (5, 7)], ids=["whole_blocks", "ragged", "below_a_block"])
+def test_flow_is_that_of_a_full_search_written_out(size):
+    H, W = size
+    frames = torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    luma = brightness(frames)
+    flow = block_flow(frames, block_px=8, radius_px=3)
+    ys, xs = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
+    for top in range(0, H, 8):
+        for left in range(0, W, 8):
+            y, x = ys[top : top + 8, left : left + 8], xs[top : top + 8, left : left + 8]
+            errors = {
+                (dx, dy): (luma[1][y, x] - luma[0][(y + dy).clamp(0, H - 1), (x + dx).clamp(0, W - 1)]).square().sum()
+                for dx in range(-3, 4)
+                for dy in range(-3, 4)
+            }
+            best = min(errors, key=errors.get)
+            assert flow[0, :, top, left].tolist() == list(best)
+            assert (flow[0, :, y, x].flatten(1) == torch.tensor(best)[:, None]).all()
+
+
 def test_flat_frames_do_not_move():
     assert (block_flow(torch.full((2, 3, 9, 9), 0.3)) == 0).all()
 

@@ -8,6 +8,7 @@ from fusionframes.ff_kernels.errors import InputError
 from fusionframes.ff_kernels.metrics.tables import (
     Measure,
     finite_mean,
+    frame_table,
     measure_clips,
     measure_frames,
     text_table,
@@ -63,3 +64,14 @@ def test_table_and_json_show_every_field():
     assert read["clips"] == 2
     assert read["measures"][0]["per_frame"] == ["inf", 3.0]
     assert read["measures"][1]["high"] == 0.5
+
+
+def test_frame_table_has_a_line_per_frame_and_gaps_where_a_measure_starts_later():
+    psnr = measure_frames("PSNR", "dB", torch.tensor([30.0, INF, 40.0]))
+    error = measure_frames("warping error", "", torch.tensor([0.25, 0.5]), first=1)
+    lines = [line.split() for line in frame_table([psnr, error]).splitlines()]
+    assert lines[0] == ["frame", "PSNR,", "dB", "warping", "error"]
+    assert lines[1] == ["mean", "35.0000", "0.3750"]
+    assert lines[2:5] == [["0", "30.0000", "-"], ["1", "inf", "0.2500"], ["2", "40.0000", "0.5000"]]
+    assert " ".join(lines[5]) == "PSNR: without 1 of 3 frames that equal the reference"
+    assert len(lines) == 6

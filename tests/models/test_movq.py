@@ -1,12 +1,15 @@
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 from support.tiny import MOVQ, VIDEO_MOVQ, draw, relative
+from torch import nn
 
 from fusionframes.ff_kernels.errors import ShapeError
 from fusionframes.ff_kernels.models import configs
-from fusionframes.ff_kernels.models.movq import MoVQ
+from fusionframes.ff_kernels.models.movq import MoVQ, SpatialNorm
 from fusionframes.ff_kernels.verify import fill_weights
 
 # Paper table 3 and the flags that give each row; parameters counted on the authors' class.
@@ -78,3 +81,22 @@ def test_encode_odd_side_names_the_multiple():
 def test_decode_wrong_channels_names_the_shape():
     with pytest.raises(ShapeError, match=r"\[2, 16, 4, 4\]"):
         MoVQ(MOVQ).decode(draw(2, 16, 4, 4))
+
+
+def test_layers_of_a_host_are_called_for_the_maps():
+    # A host may keep the weights elsewhere until the layer runs, so the norm must not read them by itself.
+    class HostConv(nn.Conv2d):
+        called: ClassVar[set] = set()
+
+        def forward(self, x):
+            self.called.add(self)
+            return super().forward(x)
+
+    layers = {name: getattr(nn, name) for name in ("Linear", "Conv3d", "GroupNorm")}
+    movq, hosted = MoVQ(MOVQ), MoVQ(MOVQ, operations=SimpleNamespace(**layers, Conv2d=HostConv))
+    latents = draw(2, 4, 4, 6)
+    pixels = [fill_weights(network, 0).decode(latents) for network in (movq, hosted)]
+    assert relative(*pixels) < 1e-5
+    norms = [module for module in hosted.decoder.modules() if isinstance(module, SpatialNorm)]
+    assert norms
+    assert all(norm.conv_y in HostConv.called and norm.conv_b in HostConv.called for norm in norms)

@@ -141,6 +141,33 @@ def test_merge_zero_switches_time_off():
     assert relative(network(x, on), together) > 1e-3
 
 
+@pytest.mark.parametrize("factors", [(1.0, 0.0), (0.0, 1.0), (0.5, 0.0), (0.0, 0.0)])
+def test_merges_of_a_batch_are_those_of_each_row_alone(factors):
+    network = unet(INTERPOLATION_V11)
+    x, texts = draw(2 * FRAMES, 20, 4, 4), context(2)
+    options = {"num_gaps": FRAMES, "skip_frames": 3}
+    together = network(x, network.prepare(*texts, torch.tensor([99]), merge=torch.tensor(factors), **options))
+    for i, factor in enumerate(factors):
+        row = tuple(t[i : i + 1] for t in texts)
+        alone = network.prepare(*row, torch.tensor([99]), merge=torch.tensor([factor]), **options)
+        part = slice(i * FRAMES, (i + 1) * FRAMES)
+        assert relative(together[part], network(x[part], alone)) < 1e-5
+
+
+def test_temporal_layers_see_only_the_rows_that_mix():
+    network = unet(INTERPOLATION_V11)
+    conditions = network.prepare(
+        *context(2), torch.tensor([99]), num_gaps=FRAMES, skip_frames=3, merge=torch.tensor([1.0, 0.0])
+    )
+    clips = []
+    for module in network.modules():
+        if isinstance(module, temporal_conv_class(nn.Conv3d)):
+            module.register_forward_hook(lambda module, inputs, out: clips.append(len(inputs[0])))
+    network(draw(2 * FRAMES, 20, 4, 4), conditions)
+    assert clips
+    assert set(clips) == {1}
+
+
 def test_wrong_shape_names_what_is_expected():
     network = unet(KEYFRAME_V10)
     conditions = prepare(network, 2, FRAMES, torch.tensor([40]))

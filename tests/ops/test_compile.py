@@ -46,9 +46,10 @@ def pictures(*shape):
 for dtype in (getattr(torch, name) for name in sys.argv[2:]):
     for shape in ((2, 192, 64, 64), (2, 1536, 8, 8), (1, 32, 1, 1)):
         norm.group_norm_mod(pictures(*shape), torch.zeros(1, 2 * shape[1]), 32, False, True, 1e-5)
-    map_, vector = pictures(1, 128, 4, 4), torch.zeros(128, dtype=dtype)
-    norm.spatial_norm_act(pictures(1, 128, 64, 64), map_, map_, vector, vector, 32, True, 1e-6)
-    norm.spatial_norm_act(pictures(2, 128, 4, 4), map_, map_, vector, vector, 32, False, 1e-6)
+    vector, matrix = torch.zeros(128, dtype=dtype), torch.zeros(128, 4, dtype=dtype)
+    maps = (pictures(1, 4, 4, 4), matrix, vector, matrix, vector, vector, vector)
+    norm.spatial_norm_act(pictures(1, 128, 64, 64), *maps, 32, True, 1e-6)
+    norm.spatial_norm_act(pictures(2, 128, 4, 4), *maps, 32, False, 1e-6)
     attention.attend_over_time(*torch.zeros(2, 15, 16, 3 * 128, dtype=dtype).chunk(3, -1), 2)
     attention.attend_over_time(*torch.zeros(3, 1, 1, 16, 16, dtype=dtype), 1)
     x, weight = torch.zeros(256, 192, dtype=dtype), torch.zeros(192, 192, dtype=dtype)

@@ -114,11 +114,12 @@ def test_group_norm_mod_of_any_shape_is_as_exact_as_the_formula(data, device, tr
     check(_group_norm_mod, x, rows, groups, data.draw(st.booleans()), True, 1e-5)
 
 
-def mapped(samples, maps, C, h, w, up, dtype, device):
+def mapped(samples, maps, C, h, w, up, dtype, device, z=4):
     x = channels_last(torch.randn(samples, C, h * up[0], w * up[1]).to(device, dtype))
-    gain, bias = torch.randn(2, maps, C, h, w).to(device, dtype)
-    weight, offset = torch.randn(2, C).to(device, dtype)
-    return x, gain, bias, weight, offset
+    latents = torch.randn(maps, z, h, w).to(device, dtype)
+    gain, bias = torch.randn(2, C, z).to(device, dtype)
+    gain_offset, bias_offset, weight, offset = torch.randn(4, C).to(device, dtype)
+    return x, latents, gain, gain_offset, bias, bias_offset, weight, offset
 
 
 MAPS = {
@@ -142,11 +143,29 @@ def test_two_pass_spatial_norm_is_as_exact_as_the_formula(case, dtype, device, t
     check(_spatial_norm_act, *mapped(*case, dtype, device), 32, False, 1e-6)
 
 
-def test_maps_may_be_slices_of_one_convolution_or_lie_differently(device, triton_backend):
-    x, gain, bias, *rest = mapped(2, 2, 64, 3, 5, (2, 2), torch.float32, device)
-    both = channels_last(torch.cat([gain, bias], 1))
-    check(_spatial_norm_act, x, *both.chunk(2, 1), *rest, 32, True, 1e-6)
-    check(_spatial_norm_act, x, gain, channels_last(bias), *rest, 32, True, 1e-6)
+def test_latents_may_lie_in_any_order_and_have_any_channels(device, triton_backend):
+    x, latents, *rest = mapped(2, 2, 64, 3, 5, (2, 2), torch.float32, device)
+    check(_spatial_norm_act, x, channels_last(latents), *rest, 32, True, 1e-6)
+    check(_spatial_norm_act, x, latents.flip(0)[:1].expand(2, -1, -1, -1), *rest, 32, True, 1e-6)
+    for z in (1, 3):
+        check(_spatial_norm_act, *mapped(2, 2, 64, 3, 5, (2, 2), torch.float32, device, z), 32, True, 1e-6)
+
+
+def test_latents_and_weights_may_be_wider_than_x(device, triton_backend):
+    x, *rest = mapped(2, 2, 64, 3, 5, (2, 2), torch.float32, device)
+    check(_spatial_norm_act, x.half(), *rest, 32, True, 1e-6)
+
+
+def test_maps_from_the_latent_equal_the_convolutions_at_full_size():
+    x, latents, gain, gain_offset, bias, bias_offset, weight, offset = mapped(
+        2, 2, 64, 3, 5, (2, 3), torch.float64, "cpu"
+    )
+    large = torch.nn.functional.interpolate(latents, size=x.shape[-2:], mode="nearest")
+    convs = ((gain, gain_offset), (bias, bias_offset))
+    high, low = (torch.nn.functional.conv2d(large, w[:, :, None, None], b) for w, b in convs)
+    expected = torch.nn.functional.group_norm(x, 32, weight, offset, 1e-6) * high + low
+    got = spatial_norm_act(x, latents, *convs, (weight, offset), 32)
+    assert (got - expected).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("cyclic", [False, True])
@@ -174,9 +193,11 @@ def test_wrong_rows_and_maps_are_named():
     x, rows = modulated((2, 16, 3, 4), 2, torch.float32, "cpu")
     with pytest.raises(ShapeError, match=r"rows \[R, 32\].*got x \[2, 16, 3, 4\] and rows \[2, 31\]"):
         group_norm_mod(x, rows[:, 1:], 8)
-    gain = torch.zeros(2, 16, 2, 4)
-    with pytest.raises(ShapeError, match=r"sides divide 3 x 4, got \[2, 16, 2, 4\]"):
-        spatial_norm_act(x, gain, gain, rows[0, :16], rows[0, :16], 8)
+    conv, affine = (torch.zeros(16, 4), torch.zeros(16)), (rows[0, :16], rows[0, :16])
+    with pytest.raises(ShapeError, match=r"sides divide 3 x 4 and weights \[16, z\], got \[2, 4, 2, 4\]"):
+        spatial_norm_act(x, torch.zeros(2, 4, 2, 4), conv, conv, affine, 8)
+    with pytest.raises(ShapeError, match=r"weights \[16, z\], got \[2, 3, 3, 4\], \[16, 4\]"):
+        spatial_norm_act(x, torch.zeros(2, 3, 3, 4), conv, conv, affine, 8)
 
 
 def test_forced_kernel_names_what_it_needs(device, triton_backend):

@@ -1,5 +1,5 @@
 """Implementations for processors: the formulas with fewer passes over memory."""
 
-from . import linear, norm
+from . import conv, linear, norm
 
-__all__ = ["linear", "norm"]
+__all__ = ["conv", "linear", "norm"]

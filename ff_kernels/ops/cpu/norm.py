@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..constraints import CHANNELS_LAST, ON_CPU
-from ..eager.norm import blocks_of
+from ..eager.norm import blocks_of, map_of
 from ..norm import _group_norm_mod, _spatial_norm_act
 from ..registry import Constraint, implements
 
@@ -46,12 +46,23 @@ def _runs(samples: int, rows: int, cyclic: bool) -> list[tuple[int, int, int]]:
 
 @implements(_spatial_norm_act, "cpu", ON_CPU, _SINGLE, CHANNELS_LAST)
 def spatial_norm_act(
-    x: Tensor, gain: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, groups: int, activate: bool, eps: float
+    x: Tensor,
+    latents: Tensor,
+    gain: Tensor,
+    gain_offset: Tensor,
+    bias: Tensor,
+    bias_offset: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    groups: int,
+    activate: bool,
+    eps: float,
 ) -> Tensor:
     """Normalise a frame, then modulate it from the maps as they are, without enlarging them first."""
     N, C, H, W = x.shape
     x = _with_plain_strides(x)
-    h, w = gain.shape[-2:]
+    h, w = latents.shape[-2:]
+    gain, bias = map_of(latents, gain, gain_offset, x.dtype), map_of(latents, bias, bias_offset, x.dtype)
     out = torch.empty_like(x)
     for n in range(N):
         normed = torch.native_group_norm(x[n : n + 1], weight, offset, 1, C, H * W, groups, eps)[0]

@@ -36,12 +36,28 @@ def blocks_of(x: Tensor, h: int, w: int) -> Tensor:
 
 
 def spatial_norm_act(
-    x: Tensor, gain: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, groups: int, activate: bool, eps: float
+    x: Tensor,
+    latents: Tensor,
+    gain: Tensor,
+    gain_offset: Tensor,
+    bias: Tensor,
+    bias_offset: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    groups: int,
+    activate: bool,
+    eps: float,
 ) -> Tensor:
     """Formula of ``ops.spatial_norm_act``."""
     dtype = compute_dtype(x.dtype)
     normed = F.group_norm(x.to(dtype), groups, weight.to(dtype), offset.to(dtype), eps)
-    return _finish(modulate_by_maps(normed, gain, bias), x, activate)
+    maps = (map_of(latents, *conv, dtype) for conv in ((gain, gain_offset), (bias, bias_offset)))
+    return _finish(modulate_by_maps(normed, *maps), x, activate)
+
+
+def map_of(latents: Tensor, weight: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the 1x1 convolution ``[N or 1, C, h, w]`` of ``latents`` ``[N or 1, z, h, w]`` in ``dtype``."""
+    return F.conv2d(latents.to(dtype), weight[:, :, None, None].to(dtype), offset.to(dtype))
 
 
 def modulate_by_maps(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:

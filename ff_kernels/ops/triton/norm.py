@@ -30,6 +30,8 @@ LANES = 64
 CHUNK_POSITIONS = 256
 MAX_CHUNKS = 256
 MAX_CHANNELS_PER_GROUP = 1024
+# Latent channels that a program multiplies out in registers, one after the other.
+MAX_LATENT_CHANNELS = 16
 
 
 @triton.jit
@@ -178,13 +180,14 @@ def _modulate_kernel(
 def _spatial_kernel(
     x,  # [N, P, C]
     partials,
-    gain, bias,  # [N or 1, C, h, w], any strides, the same for both
-    weight, offset,  # [C]
+    latents,  # [N or 1, Z, h, w], any strides
+    gain, bias,  # [C, Z]
+    gain_offset, bias_offset, weight, offset,  # [C]
     out,  # [N, P, C]
     half, P, C, G, blocks, chunk, chunks, eps,
-    W, block_height, block_width, map_n, map_c, map_y, map_x,
+    W, block_height, block_width, latent_n, latent_z, latent_y, latent_x,
     PER_PROGRAM: tl.constexpr, PER_GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
-    CHUNKS: tl.constexpr, ACTIVATE: tl.constexpr,
+    CHUNKS: tl.constexpr, Z: tl.constexpr, ACTIVATE: tl.constexpr,
 ):  # fmt: skip
     n, chunk_index, first_group, cols, is_col, owns = _place(C, blocks, chunks, PER_PROGRAM, PER_GROUP, GROUPS, LANES)
     start = chunk_index * chunk
@@ -197,18 +200,26 @@ def _spatial_kernel(
     )  # fmt: skip
     inverse *= tl.load(weight + channel + cols, mask=is_col, other=0.0).to(tl.float32)
     shift = tl.load(offset + channel + cols, mask=is_col, other=0.0).to(tl.float32)
+    high_offset = tl.load(gain_offset + channel + cols, mask=is_col, other=0.0).to(tl.float32)
+    low_offset = tl.load(bias_offset + channel + cols, mask=is_col, other=0.0).to(tl.float32)
     lines = tl.arange(0, ROWS)
     offsets = base + lines[:, None] * C + cols[None, :]
-    columns = n * map_n + (channel + cols) * map_c
+    columns = (channel + cols) * Z
     for first in range(0, positions, ROWS):
         mask = (first + lines < positions)[:, None] & is_col[None, :]
         position = start + first + lines
-        at = position // W // block_height * map_y + position % W // block_width * map_x
-        at = at[:, None] + columns[None, :]
+        at = n * latent_n + position // W // block_height * latent_y + position % W // block_width * latent_x
         values = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
         values = (values - mean[None, :]) * inverse[None, :] + shift[None, :]
-        high = tl.load(gain + at, mask=mask, other=0.0).to(tl.float32)
-        low = tl.load(bias + at, mask=mask, other=0.0).to(tl.float32)
+        high = tl.zeros([ROWS, LANES], tl.float32) + high_offset[None, :]
+        low = tl.zeros([ROWS, LANES], tl.float32) + low_offset[None, :]
+        for z in tl.static_range(Z):
+            # A few numbers that many programs read again: they stay in the cache, as the weights do.
+            latent = tl.load(latents + at + z * latent_z, mask=first + lines < positions, other=0.0).to(tl.float32)
+            to_high = tl.load(gain + columns + z, mask=is_col, other=0.0).to(tl.float32)
+            to_low = tl.load(bias + columns + z, mask=is_col, other=0.0).to(tl.float32)
+            high += latent[:, None] * to_high[None, :]
+            low += latent[:, None] * to_low[None, :]
         values = values * high + low
         tl.store(out + offsets, _activated(values, ACTIVATE).to(out.dtype.element_ty), mask=mask)
         offsets += ROWS * C
@@ -292,22 +303,42 @@ def group_norm_mod(x: Tensor, rows: Tensor, groups: int, cyclic: bool, activate:
     return out
 
 
-@implements(_spatial_norm_act, "triton", ON_DEVICE, FLOATS, NOT_EMPTY, CHANNELS_LAST, _TWO_GIGA, _narrow(5))
+@implements(
+    _spatial_norm_act,
+    "triton",
+    ON_DEVICE,
+    FLOATS,
+    NOT_EMPTY,
+    CHANNELS_LAST,
+    _TWO_GIGA,
+    _narrow(8),
+    Constraint(
+        f"latents have at most {MAX_LATENT_CHANNELS} channels", lambda x, z, *_: z.shape[1] <= MAX_LATENT_CHANNELS
+    ),
+)
 def spatial_norm_act(
-    x: Tensor, gain: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, groups: int, activate: bool, eps: float
+    x: Tensor,
+    latents: Tensor,
+    gain: Tensor,
+    gain_offset: Tensor,
+    bias: Tensor,
+    bias_offset: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    groups: int,
+    activate: bool,
+    eps: float,
 ) -> Tensor:
-    """Normalise and look both maps up in the same kernel; the statistics are those of ``group_norm_mod``."""
+    """Normalise and work both maps out in the same kernel; the statistics are those of ``group_norm_mod``."""
     cut = plan(x, groups)
     partials = _statistics(x, cut)
-    if gain.stride() != bias.stride():
-        # Maps have the size of the latent, so a copy is small beside x.
-        gain, bias = (m.contiguous(memory_format=torch.channels_last) for m in (gain, bias))
-    (H, W), (h, w) = x.shape[-2:], gain.shape[-2:]
-    _, *strides = gain.stride()
+    (H, W), (h, w) = x.shape[-2:], latents.shape[-2:]
+    _, *strides = latents.stride()
+    small = (t.contiguous() for t in (gain, bias, gain_offset, bias_offset, weight, offset))
     out = torch.empty_like(x, memory_format=torch.channels_last)
     launch(
-        _spatial_kernel, cut.programs, x, partials, gain, bias, weight.contiguous(), offset.contiguous(), out,
-        *cut.sizes, eps, W, H // h, W // w, gain.stride(0) if gain.shape[0] > 1 else 0, *strides,
-        **cut.tile, ACTIVATE=activate, num_warps=WARPS,
+        _spatial_kernel, cut.programs, x, partials, latents, *small, out,
+        *cut.sizes, eps, W, H // h, W // w, latents.stride(0) if latents.shape[0] > 1 else 0, *strides,
+        **cut.tile, Z=latents.shape[1], ACTIVATE=activate, num_warps=WARPS,
     )  # fmt: skip
     return out

@@ -1,0 +1,94 @@
+"""Convolutions of oneDNN, which adds a residual in the same pass; 3x3 ones with half the multiplications."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..constraints import ON_CPU
+from ..conv import _residual_conv, _winograd_conv
+from ..eager.conv import ROWS, WINDOW
+from ..registry import Constraint, implements
+
+_SINGLE = Constraint("x is float32", lambda x, *_: x.dtype is torch.float32)
+# Bytes of x per block: 2 to 4 MB were best on one core of an EPYC with 1 MB of L2 (256 KB: slower than plain).
+_BLOCK_BYTES = 4 << 20
+
+
+def _has_fused_conv() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+@implements(
+    _residual_conv,
+    "cpu",
+    ON_CPU,
+    _SINGLE,
+    Constraint("this torch has the fused convolutions of oneDNN", lambda *_: _has_fused_conv()),
+)
+def residual_conv(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, padding: list[int]) -> Tensor:
+    """Add while the result is written: 15.4 ms where a sum of its own took 28.1 (128 channels, 28 frames of 32x32)."""
+    x, residual = (t.contiguous(memory_format=torch.channels_last) for t in (x, residual))
+    fused = torch.ops.mkldnn._convolution_pointwise.binary
+    out = fused(x, residual, weight, bias, padding, [1, 1], [1, 1], 1, "add", None, None, [], None)
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+@implements(_winograd_conv, "cpu", ON_CPU, _SINGLE)
+def winograd_conv(x: Tensor, taps: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """Work through blocks of rows that stay in the cache between the passes."""
+    N, _, H, W = x.shape
+    tiles = -(-H // ROWS)
+    lines = x.permute(0, 2, 3, 1).contiguous()  # [N, H, W, I]
+    out = lines.new_empty(N, tiles * ROWS, W, taps.shape[1])
+    kernels = [tap[:, :, None] for tap in taps]  # [O, I, 1, 3]
+    at_once = max(1, _BLOCK_BYTES // (ROWS * bytes_per_row(lines)))
+    samples, rows = max(1, at_once // tiles), ROWS * min(at_once, tiles)
+    for n in range(0, N, samples):
+        for y in range(0, tiles * ROWS, rows):
+            stop = min(y + rows, tiles * ROWS)
+            block = out[n : n + samples, y:stop]
+            _combine(_with_halo(lines[n : n + samples], y, stop), kernels, bias, block.unflatten(1, (-1, ROWS)))
+            if residual is not None:
+                block[:, : H - y].add_(residual[n : n + samples, :, y:stop].permute(0, 2, 3, 1))
+    return out[:, :H].reshape(-1).view(N, H, W, -1).permute(0, 3, 1, 2)
+
+
+def bytes_per_row(lines: Tensor) -> int:
+    """Return the bytes of one row of maps ``[N, H, W, C]``."""
+    return lines[0, 0].numel() * lines.element_size()
+
+
+def _with_halo(lines: Tensor, start: int, stop: int) -> Tensor:
+    """Return rows ``start - 1 .. stop`` of ``[N, H, W, C]``; zeros where there are none."""
+    height = lines.shape[1]
+    part = lines[:, max(start - 1, 0) : stop + 1]
+    above, below = int(start == 0), max(0, stop + 1 - height)
+    return F.pad(part, (0, 0, 0, 0, above, below)) if above or below else part
+
+
+def _combine(lines: Tensor, kernels: list[Tensor], bias: Tensor | None, out: Tensor) -> None:
+    """Fill ``out`` ``[N, tiles, 4, W, O]`` from ``lines`` ``[N, 4 * tiles + 2, W, I]`` in as few passes as possible.
+
+    The same sums as the two matrices of the formula; pairs of combinations that differ in one sign share their halves.
+    """
+    span = lines.shape[1] - WINDOW + ROWS
+    d0, d1, d2, d3, d4, d5 = (lines[:, k : k + span : ROWS] for k in range(WINDOW))
+
+    def conv(rows: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.conv2d(rows.permute(0, 3, 1, 2), kernel, bias, padding=(0, 1)).permute(0, 2, 3, 1)
+
+    even, odd = torch.sub(d4, d2, alpha=4), torch.sub(d3, d1, alpha=4)
+    # Each of the four rows takes this product once, so the bias may ride on it.
+    plus = conv(even + odd, kernels[1], bias)
+    minus = conv(even.sub_(odd), kernels[2])
+    near, near_odd = plus + minus, plus.sub_(minus)
+    torch.sub(d4, d2, out=even), torch.sub(d3, d1, out=odd)
+    plus = conv(torch.add(even, odd, alpha=2), kernels[3])
+    minus = conv(even.sub_(odd, alpha=2), kernels[4])
+    far, far_odd = plus + minus, plus.sub_(minus)
+    first = conv(torch.sub(d4, d2, alpha=5, out=even).add_(d0, alpha=4), kernels[0])
+    torch.add(first.add_(near), far, out=out[:, :, 0])
+    torch.add(near_odd, far_odd, alpha=2, out=out[:, :, 1])
+    torch.add(near, far, alpha=4, out=out[:, :, 2])
+    last = conv(torch.sub(d5, d3, alpha=5, out=even).add_(d1, alpha=4), kernels[5])
+    torch.add(last.add_(near_odd), far_odd, alpha=8, out=out[:, :, 3])
