@@ -1,20 +1,22 @@
-"""Results as pictures: a bar per row, a line for the spread, a dot per seed; needs matplotlib."""
+"""Results as pictures, drawn with Pillow: a bar per row, a line for the spread, a dot per seed."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ...frames_io import write_image
-from ...metrics.plots import require_matplotlib
+from ...metrics.plots import tick_labels, ticks
 from ..scenes import FULL_FRAMES, MEDIUM_FRAMES
 from . import decoders, gaps, variants
 
-_DPI = 110
-_PANEL_IN, _BAR_IN = 2.6, 0.32
+_NAME_PX, _PANEL_PX, _GAP_PX, _ROW_PX, _HEAD_PX, _FOOT_PX = 150, 190, 22, 24, 28, 24
+_TEXT_PX, _DOT_PX, _TICKS = 12, 2.2, 4
+# Drawn larger and reduced, as Pillow's lines have no soft edges of their own.
+_SCALE = 2
+_INK, _GRID, _BAR = "#303030", "#dddddd", "#8fb8d8"
 # Group to panels: the number and its title.
 PANELS: dict[str, tuple[tuple[str, str], ...]] = {
     variants.GROUP: (
@@ -32,15 +34,11 @@ PANELS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     decoders.GROUP: (("PSNR", "PSNR (dB)"), ("SSIM", "SSIM")),
 }
+Rows = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def draw_plots(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write one picture per group of the results into a folder and return their paths.
-
-    Raises:
-        InputError: if matplotlib is missing.
-    """
-    require_matplotlib()
+    """Write one picture per group of the results into a folder and return their paths."""
     paths = []
     for group, panels in PANELS.items():
         if group in results:
@@ -49,37 +47,64 @@ def draw_plots(results: Mapping[str, Any], folder: Path) -> list[Path]:
     return paths
 
 
-def plot_rows(rows: Mapping[str, Mapping[str, Mapping[str, float]]], panels: Sequence[tuple[str, str]]) -> Image.Image:
-    """Return a picture with one panel per number, rows downwards, an axis that starts near the smallest value."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def plot_rows(rows: Rows, panels: Sequence[tuple[str, str]]) -> Image.Image:
+    """Return a picture with one panel per number and the rows downwards.
 
-    names = list(rows)
-    size = (1.6 + _PANEL_IN * len(panels), 0.9 + _BAR_IN * len(names))
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    for i, (axes, (key, title)) in enumerate(
-        zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True)
-    ):
-        values = [[numbers[key] for numbers in rows[name].values() if key in numbers] for name in names]
-        _draw_bars(axes, values)
-        axes.set_title(title, fontsize=8, loc="left")
-        axes.set_yticks(range(len(names)), names if i == 0 else [""] * len(names), fontsize=7)
-        axes.invert_yaxis()
-        axes.tick_params(axis="x", labelsize=7)
-        axes.grid(axis="x", alpha=0.3)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    Args:
+        rows: row to seed to numbers; a row without a number has no bar in its panel.
+        panels: number and title.
+    """
+    width = _NAME_PX + len(panels) * (_PANEL_PX + _GAP_PX)
+    height = _HEAD_PX + _ROW_PX * len(rows) + _FOOT_PX
+    picture = Image.new("RGB", (width * _SCALE, height * _SCALE), "white")
+    draw = ImageDraw.Draw(picture)
+    for place, name in enumerate(rows):
+        _write(draw, (_NAME_PX - 8, _HEAD_PX + _ROW_PX * (place + 0.5)), name, "rm")
+    for i, (key, title) in enumerate(panels):
+        left = _NAME_PX + i * (_PANEL_PX + _GAP_PX)
+        _write(draw, (left, _HEAD_PX / 2), title, "lm")
+        values = [[numbers[key] for numbers in seeds.values() if key in numbers] for seeds in rows.values()]
+        _draw_panel(draw, left, values)
+    return picture.resize((width, height), Image.Resampling.BOX)
 
 
-def _draw_bars(axes: Any, values: Sequence[Sequence[float]]) -> None:
+def axis_range(values: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the ends of an axis: from zero, or from near the smallest value where all are close together."""
     flat = [value for row in values for value in row]
-    # A difference of tenths of a decibel would not be seen on an axis from zero; shares start at zero.
-    low = 0.0 if min(flat) <= 1 and max(flat) - min(flat) > 0.1 else min(flat) - 0.3 * (max(flat) - min(flat))
+    low, high = min(flat), max(flat)
+    # Tenths of a decibel would not be seen on an axis from zero.
+    start = 0.0 if low < 0.5 * high else low - 0.3 * (high - low or abs(high) or 1.0)
+    return start, high + 0.05 * (high - start or 1.0)
+
+
+def _draw_panel(draw: ImageDraw.ImageDraw, left: float, values: Sequence[Sequence[float]]) -> None:
+    low, high = axis_range(values)
+    bottom = _HEAD_PX + _ROW_PX * len(values)
+
+    def x(value: float) -> float:
+        return left + (value - low) / (high - low) * _PANEL_PX
+
+    marks = ticks(low, high, _TICKS)
+    for value, label in zip(marks, tick_labels(marks), strict=True):
+        _line(draw, [(x(value), _HEAD_PX), (x(value), bottom)], _GRID)
+        _write(draw, (x(value), bottom + 4), label, "ma")
     for place, row in enumerate(values):
         if not row:
             continue
+        middle = _HEAD_PX + _ROW_PX * (place + 0.5)
         mean, deviation = statistics.fmean(row), statistics.stdev(row) if len(row) > 1 else 0.0
-        axes.barh(place, mean - low, left=low, xerr=deviation or None, height=0.6, color="#7aa6c2", ecolor="#333333")
-        axes.plot(row, [place] * len(row), ".", color="#333333", markersize=3)
-    axes.set_xlim(left=low)
+        corners = (left, middle - 7, max(left, x(mean)), middle + 7)
+        draw.rectangle([side * _SCALE for side in corners], fill=_BAR)
+        _line(draw, [(max(left, x(mean - deviation)), middle), (x(mean + deviation), middle)], _INK)
+        for value in row:
+            dot = (x(value) - _DOT_PX, middle - _DOT_PX, x(value) + _DOT_PX, middle + _DOT_PX)
+            draw.ellipse([side * _SCALE for side in dot], fill=_INK)
+
+
+def _line(draw: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]], colour: str) -> None:
+    draw.line([(x * _SCALE, y * _SCALE) for x, y in points], fill=colour, width=_SCALE)
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, anchor: str) -> None:
+    font = ImageFont.load_default(_TEXT_PX * _SCALE)
+    draw.text((place[0] * _SCALE, place[1] * _SCALE), text, fill=_INK, font=font, anchor=anchor)
