@@ -310,7 +310,7 @@ class Pipeline:
         for i in range(first, first + passes):
             clips, frames, _, *sides = keyframes.shape
             run = self._run(
-                "interpolation", settings, pass_stream(i), callback, clips=clips, samples=2 * (frames - 1),
+                stage, settings, pass_stream(i), callback, clips=clips, samples=2 * (frames - 1),
                 size=tuple(sides),
             )  # fmt: skip
             steps = settings.steps if self.family == "1.0" else None
