@@ -14,7 +14,7 @@ from fusionframes.ff_kernels.ops.norm import _group_norm_mod
 from fusionframes.ff_kernels.ops.registry import choose, describe_backends, refusals, use_backend
 
 # Serve processors, where the vendor's library leaves most to gain.
-FOR_PROCESSORS = {"residual_conv", "winograd_conv"}
+FOR_PROCESSORS = {"nearest_conv", "residual_conv", "winograd_conv"}
 OPS = {"attend_over_time", "group_norm_mod", "linear", "sample_step", "spatial_norm_act"} | FOR_PROCESSORS
 
 
