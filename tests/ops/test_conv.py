@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.compare import assert_as_good_as_formula
 
-from fusionframes.ff_kernels.ops import winograd_conv, winograd_taps
-from fusionframes.ff_kernels.ops.conv import _residual_conv, _winograd_conv
+from fusionframes.ff_kernels.ops import nearest_conv, nearest_kernels, winograd_conv, winograd_taps
+from fusionframes.ff_kernels.ops.conv import _nearest_conv, _residual_conv, _winograd_conv
 from fusionframes.ff_kernels.ops.cpu import conv as on_cpu
 from fusionframes.ff_kernels.ops.registry import use_backend
 
@@ -32,6 +32,24 @@ def check(op, *args):
     assert got.stride() == fake.stride()
     exact = op.formula(*(a.double() if isinstance(a, torch.Tensor) else a for a in args))
     assert_as_good_as_formula(got, op.formula(*args), exact)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 2), st.integers(1, 6), st.integers(1, 6), st.booleans())
+def test_nearest_conv_is_doubling_and_the_3x3_convolution(samples, height, width, bias):
+    x, weight, b, _ = layer((samples, 3, height, width), 5, dtype=torch.float64, bias=bias)
+    expected = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, b, padding=1)
+    got = nearest_conv(x, nearest_kernels(weight), b)
+    assert (got - expected).abs().max() / expected.abs().max() < LIMIT
+
+
+@pytest.mark.parametrize("block", [1, 1000, 1 << 22], ids=["a_row", "a_few_rows", "everything"])
+@pytest.mark.parametrize("shape", [(2, 16, 5, 7), (1, 16, 1, 1), (1, 16, 4, 4)], ids=["odd", "one_position", "even"])
+def test_nearest_conv_in_blocks_is_as_exact_as_the_formula(shape, block, monkeypatch):
+    monkeypatch.setattr(on_cpu, "_BLOCK_BYTES", block)
+    x, weight, bias, _ = layer(shape, 24)
+    check(_nearest_conv, x, nearest_kernels(weight), bias)
+    check(_nearest_conv, x, nearest_kernels(weight), None)
 
 
 @settings(max_examples=25, deadline=None)
@@ -89,4 +107,5 @@ def test_convolutions_pass_opcheck(backend):
     with use_backend(backend):
         torch.library.opcheck(_winograd_conv._op, (x, winograd_taps(weight), bias, after), test_utils=utils)
         torch.library.opcheck(_winograd_conv._op, (x, winograd_taps(weight), None, None), test_utils=utils)
+        torch.library.opcheck(_nearest_conv._op, (x, nearest_kernels(weight), bias), test_utils=utils)
         torch.library.opcheck(_residual_conv._op, (x, weight, bias, after, [1, 1]), test_utils=utils)
