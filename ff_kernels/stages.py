@@ -423,7 +423,7 @@ def interpolate_masked(
         )
 
     predict = _branches(
-        unet, [text, text], prepare, lambda x: [torch.cat([x, shown], 1), torch.cat([x, hidden], 1)], run.stacked
+        unet, [text, text], prepare, lambda x: [torch.cat([x, shown], 1), torch.cat([x, hidden], 1)], run
     )
     x = run.noise.normal((len(shown), unet.config.out_channels, *keyframes.shape[-2:])).to(shown)
     weights = text_weights(_default(guidance_scale, 0.25))
