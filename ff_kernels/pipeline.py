@@ -16,6 +16,7 @@ from .decoding import blend_overlap, decode_chunks
 from .errors import CheckpointError, InputError
 from .folding import Parity, require_parity
 from .model_files import ModelFiles, find_models
+from .models.masked_unet import GROUP_FRAMES
 from .models.text_encoder import project_context
 from .models.unet import UNet
 from .pictures import fit_as_released, fit_covering
@@ -307,10 +308,11 @@ class Pipeline:
         """
         stage = self.gap_stage
         loaded, null = self.network(stage), self._null_embedding(stage)
+        per_gap = GROUP_FRAMES if stage == "masked" else 1
         for i in range(first, first + passes):
             clips, frames, _, *sides = keyframes.shape
             run = self._run(
-                stage, settings, pass_stream(i), callback, clips=clips, samples=2 * (frames - 1),
+                stage, settings, pass_stream(i), callback, clips=clips, samples=2 * per_gap * (frames - 1),
                 size=tuple(sides),
             )  # fmt: skip
             steps = settings.steps if self.family == "1.0" else None
