@@ -67,7 +67,7 @@ _winograd_conv = Operation(
 
 
 def winograd_taps(weight: Tensor) -> Tensor:
-    """Return what ``winograd_conv`` needs of a 3x3 kernel, worked out in float64: ``[O, I, 3, 3]`` to ``[6, O, I, 3]``.
+    """Return what ``winograd_conv`` needs of a 3x3 kernel, worked out in float64: ``[O, I, 3, 3]`` to ``[6, O, 3, I]``.
 
     Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", F(4, 3), in one direction only.
     """
@@ -78,12 +78,12 @@ def winograd_conv(x: Tensor, taps: Tensor, bias: Tensor | None = None, *, residu
     """3x3 convolution with padding 1 in half the multiplications, plus ``residual``.
 
     Four rows of the result come from six combinations of the rows they see, each through a 1x3 convolution. Only one
-    direction is combined: in float32 the error is twice that of the plain convolution; combining both would halve the
-    multiplications again at ten times the error and with more passes over memory.
+    direction is combined: in float32 the error is two to four times that of the plain convolution. Combining both would
+    halve the multiplications again at three times this error and with more passes over memory.
 
     Args:
         x: ``[N, I, H, W]``; H that is a multiple of 4 wastes nothing.
-        taps: ``[6, O, I, 3]`` from ``winograd_taps``.
+        taps: ``[6, O, 3, I]`` from ``winograd_taps``.
         bias: ``[O]``.
         residual: ``[N, O, H, W]`` added to the result.
 

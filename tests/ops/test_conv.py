@@ -66,6 +66,7 @@ SHAPES = {
     "height_that_is_no_multiple_of_four": (1, 16, 7, 3),
     "one_row": (3, 16, 1, 6),
     "several_tiles": (2, 16, 12, 8),
+    "more_channels_than_positions": (2, 16, 4, 2),
 }
 
 
@@ -85,7 +86,8 @@ def test_winograd_in_float32_errs_little_more_than_the_plain_convolution():
         ((y - exact).norm() / exact.norm()).item()
         for y in (F.conv2d(x, weight, bias, padding=1), winograd_conv(x, winograd_taps(weight), bias))
     )
-    assert ours < 4 * plain
+    # Two to four times as much, as the plain one's order of sums has it; both directions at once would be eleven.
+    assert ours < 8 * plain
 
 
 @pytest.mark.parametrize("kernel", [(3, 1), (1, 1), (3, 3)], ids=["over_time", "pointwise", "spatial"])

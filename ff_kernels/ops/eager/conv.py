@@ -33,7 +33,7 @@ def residual_conv(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tens
 def winograd_taps(weight: Tensor) -> Tensor:
     """Formula of ``ops.winograd_taps``."""
     kernel = torch.tensor(_KERNEL, dtype=torch.float64, device=weight.device)
-    return torch.einsum("pk,oikl->poil", kernel, weight.double()).to(weight.dtype)
+    return torch.einsum("pk,oikl->poli", kernel, weight.double()).to(weight.dtype).contiguous()
 
 
 def winograd_conv(x: Tensor, taps: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -42,7 +42,8 @@ def winograd_conv(x: Tensor, taps: Tensor, bias: Tensor | None, residual: Tensor
     spare = -height % ROWS
     windows = F.pad(x, (0, 0, 1, 1 + spare)).unfold(2, WINDOW, ROWS)  # [N, I, tiles, W, 6]
     windows = torch.einsum("pk,nctwk->pnctw", x.new_tensor(_INPUT), windows)
-    products = torch.stack([F.conv2d(m, t[:, :, None], padding=(0, 1)) for m, t in zip(windows, taps, strict=True)])
+    kernels = taps.transpose(2, 3)[:, :, :, None]  # [6, O, I, 1, 3]
+    products = torch.stack([F.conv2d(m, k, padding=(0, 1)) for m, k in zip(windows, kernels, strict=True)])
     out = torch.einsum("rp,pnctw->nctrw", x.new_tensor(_OUTPUT), products).flatten(2, 3)[:, :, :height]
     out = out if bias is None else out + bias[:, None, None]
     return (out if residual is None else residual + out).contiguous(memory_format=torch.channels_last)
