@@ -42,7 +42,8 @@ class Graphs:
     def replayed(self, function: Function) -> Function:
         """Return ``function`` of tensors as a replay; its result lives until the next call.
 
-        Where recording fails, a warning says why and the function itself is called instead. The first call fixes shapes and dtypes. Whatever else the function reads must stay where it is in memory.
+        The first call fixes shapes and dtypes. Whatever else the function reads must stay where it is in memory. Where
+        recording fails, a warning says why and the function itself is called instead.
         """
         return _Replayed(function, self._capture)
 
