@@ -160,6 +160,8 @@ def run_generate(options: argparse.Namespace) -> int:
             options.prompt, settings, negative=options.negative, picture=picture, decoder=decoder, progress=bars
         )
         clock = Clock(bars, clip.seconds)
+        # Opened before the output is: what goes wrong inside of that counts as a failure to write.
+        pipeline.network(decoder or pipeline.decoder_stage)
         with clock("decoding"):
             # Straight to the file: the frames of a long clip would fill the memory that its networks leave.
             chunks = pipeline.decode_chunks(clip.latents, settings, decoder=decoder, should_stop=clock.count)

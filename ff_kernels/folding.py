@@ -50,7 +50,8 @@ def require_parity(parity: str) -> None:
 def fold(network: nn.Module) -> nn.Module:
     """Fold every pair of linear layers of a U-Net or MoVQ in place and return the network.
 
-    Only layers of ``torch.nn`` are folded; those of a host's namespace stay as they are.
+    Only layers of ``torch.nn`` are folded; those of a host's namespace stay as they are. Fold where and in the dtype in
+    which the network will run: layers for processors in float32 are slower and less exact anywhere else.
 
     Args:
         network: ``KeyframeUNet``, ``InterpolationUNet`` or ``MoVQ`` with its weights loaded.

@@ -88,12 +88,13 @@ def find_models(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
             f"{WHERE['keyframe', '1.1']} there"
         )
     family = files["keyframe"][1].family
-    other = files.get("interpolation")
-    if other is not None and other[1].family != family:
-        raise CheckpointError(
-            f"expected an interpolation U-Net of release {family} beside the keyframe U-Net in '{folder}', got one of "
-            f"release {other[1].family} ('{other[0].path.name}'): take {WHERE['interpolation', family]}"
-        )
+    for stage in ("interpolation", "masked"):
+        other = files.get(stage)
+        if other is not None and other[1].family != family:
+            raise CheckpointError(
+                f"expected {NAMES[stage]} of release {family} beside the keyframe U-Net in '{folder}', got one of "
+                f"release {other[1].family} ('{other[0].path.name}'): take {WHERE['interpolation', family]}"
+            )
     tokenizers = sorted(folder.glob(TOKENIZER_NAME)) + sorted(folder.glob(f"*/{TOKENIZER_NAME}"))
     if not tokenizers:
         raise CheckpointError(

@@ -275,6 +275,8 @@ class Pipeline:
             guidance_scale=settings.guidance_scale,
             steps=settings.steps or DEFAULT_STEPS,
         )
+        # The last names of a network that low memory wants freed before the next one is loaded.
+        del loaded, run
         return next(decode_chunks(self.network("movq").network, latents.float()))[0].permute(1, 2, 0).cpu()
 
     @torch.inference_mode()
@@ -307,7 +309,7 @@ class Pipeline:
             callback: see ``sample_ddpm``.
         """
         stage = self.gap_stage
-        loaded, null = self.network(stage), self._null_embedding(stage)
+        loaded, null, keyframes = self.network(stage), self._null_embedding(stage), keyframes.to(self.device)
         for i in range(first, first + passes):
             clips, frames, _, *sides = keyframes.shape
             samples = 2 * (frames - 1) * (GROUP_FRAMES if stage == "masked" else 1)

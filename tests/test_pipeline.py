@@ -36,14 +36,25 @@ def test_generate_has_the_frames_size_and_rate_of_its_level(folder, fps):
     assert {"text", "keyframes", "decoding"} <= set(clip.seconds)
 
 
+def write_masked_network(folder):
+    tensors = {**tiny.unet(tiny.MASKED, 1).state_dict(), "null_embedding": tiny.draw(tiny.CONTEXT, seed=5)}
+    write_checkpoint(folder / "gaps.safetensors", Kind("masked", "1.0", tiny.MASKED), tensors, None)
+
+
 def test_a_folder_with_a_masked_network_in_place_of_the_interpolation_generates(tmp_path):
     release.write(tmp_path, "1.0", without=("interpolation",))
-    tensors = {**tiny.unet(tiny.MASKED, 1).state_dict(), "null_embedding": tiny.draw(tiny.CONTEXT, seed=5)}
-    write_checkpoint(tmp_path / "gaps.safetensors", Kind("masked", "1.0", tiny.MASKED), tensors, None)
+    write_masked_network(tmp_path)
     clip = Pipeline.from_folder(tmp_path).generate(PROMPT, replace(QUICK, fps="medium"))
     assert clip.frames.shape == (9, 24, 16, 3)
     assert torch.equal(clip.latents[::4], clip.keyframes)
     assert clip.latents.isfinite().all()
+
+
+def test_masked_network_of_another_release_is_refused(tmp_path):
+    release.write(tmp_path, "1.1", without=("interpolation",))
+    write_masked_network(tmp_path)
+    with pytest.raises(CheckpointError, match=r"a masked-frame interpolation U-Net of release 1.1 .* got one of"):
+        Pipeline.from_folder(tmp_path)
 
 
 def test_generate_same_seed_same_clip_other_seed_other_clip(folder):

@@ -86,6 +86,8 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        # torch's own capture stream is that of the first device of the process, and graphs that share memory want one.
+        self._stream: torch.cuda.Stream | None = None
         self._pool: object | None = None
 
     def __call__(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -96,12 +98,16 @@ class CudaCapture:
         """
         with torch.cuda.device(self._device):
             try:
-                graph, out = self._record(function)
-            except torch.OutOfMemoryError:
+                # Where recording fails, torch may leave its capture stream the current one; this puts it back.
+                with torch.cuda.stream(torch.cuda.current_stream()):
+                    graph, out = self._record(function)
+            except torch.cuda.OutOfMemoryError:
                 raise
             except RuntimeError as error:
+                # Ending a failed recording raises a second error, which says less.
+                cause = error.__context__ or error
                 raise DeviceError(
-                    f"the step could not be recorded as a CUDA graph ({error}): switch graphs off"
+                    f"the step could not be recorded as a CUDA graph ({cause}): switch graphs off"
                 ) from error
 
         def replay() -> Tensor:
@@ -111,15 +117,14 @@ class CudaCapture:
         return replay
 
     def _record(self, function: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        if self._stream is None:
+            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(WARM_UPS):
                 function()
-        torch.cuda.current_stream().wait_stream(stream)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             out = function()
         return graph, out
