@@ -17,7 +17,14 @@ from .models.blocks import Attention, AttentionBlock, ConvBlock
 from .models.layers import is_pointwise
 from .models.movq import Upsample
 from .models.temporal_blocks import MergingConvBlockV10, TemporalSelfAttention
-from .ops import residual_conv, temporal_conv_class, winograd_conv, winograd_taps
+from .ops import (
+    nearest_conv,
+    nearest_kernels,
+    residual_conv,
+    temporal_conv_class,
+    winograd_conv,
+    winograd_taps,
+)
 
 # "strict" keeps every layer as released; "fast" folds. Tables of a run hold what the release's own linear layers give,
 # in the dtype of the weights, so that nothing else is rounded on either path.
@@ -57,7 +64,8 @@ def fold(network: nn.Module) -> nn.Module:
         elif isinstance(module, AttentionBlock) and not module.is_cross:
             _join_projections(module.attention)
         elif isinstance(module, Upsample) and type(module.conv) is nn.Conv2d:
-            module.doubled = _nearest_then_conv(module.conv)
+            pays = _pays_with_winograd(module.conv)
+            module.doubled = NearestConv(module.conv) if pays else _nearest_then_conv(module.conv)
             module.conv = nn.Identity()
     _use_winograd(network)
     return network.requires_grad_(False)
@@ -166,6 +174,19 @@ class WinogradConv(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map ``[N, C, H, W]`` to ``[N, C', H, W]``."""
         return winograd_conv(x, self.taps, self.bias, residual=residual)
+
+
+class NearestConv(nn.Module):
+    """Nearest doubling and a 3x3 convolution; its weights, no more than before, are in the form of ``nearest_conv``."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.kernels = nn.Parameter(nearest_kernels(conv.weight), requires_grad=False)
+        self.bias = conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[N, C, H, W]`` to ``[N, C', 2H, 2W]``."""
+        return nearest_conv(x, self.kernels, self.bias)
 
 
 def _pays_with_winograd(layer: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from ..ff_kernels.sampling.noise import SeededNoise, pass_stream, stage_seeds
 from ..ff_kernels.stages import GAP_STAGES, SKIP_FRAMES, Run, Text
 from ._api import io
 from ._compat import mm
+from .adapters.conditioner import Loaded
 from .adapters.latent import Conditioning, as_latent, latent_frames
 from .adapters.model import GAP_NETWORKS, CoreModel, EngineView, network_of
 from .adapters.progress import StepReport
@@ -75,7 +76,7 @@ class _Passes:
         # Per gap the interpolation runs one sample of three frames, the baseline five samples.
         channels = 5 * frames.shape[2] if self.network.config.stage == "masked" else 3 * frames.shape[2]
         gaps = [2 * frames.shape[0], channels, frames.shape[1], *frames.shape[-2:]]
-        mm.load_models_gpu([model], memory_required=model.memory_required(gaps))
+        self.loaded = Loaded(model, model.memory_required(gaps))
 
     def __call__(self, frames: Tensor, passes: int) -> Tensor:
         """Return ``[B, T', 4, h, w]`` of ``[B, T, 4, h, w]``."""
@@ -88,7 +89,7 @@ class _Passes:
                     frames,
                     self.text,
                     self.null,
-                    Run(noise, callback=self.report),
+                    Run(noise, callback=self.report, conditioner=self.loaded),
                     skip_frames=SKIP_FRAMES[min(i, len(SKIP_FRAMES) - 1)],
                     **self.options,
                 )

@@ -10,6 +10,7 @@ from ..ff_kernels.sampling.schedule import make_schedule_v10, make_schedule_v11
 from ..ff_kernels.stages import Run, sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
 from ._api import io
 from ._compat import mm, resize_empty
+from .adapters.conditioner import Loaded
 from .adapters.guider import TextImageGuider, ddpm_sampler
 from .adapters.latent import (
     FIRST_FRAME,
@@ -85,10 +86,7 @@ class KeyframeSampler(io.ComfyNode):
         check_steps(steps)
         network, core = network_of(model, "keyframe", "model")
         frames = latent_frames({**latent, "samples": resize_empty(model, latent)}, "latent")
-        job = _Job(network, core, positive, negative, frames, model.load_device)
-        clips, count, channels, *sides = frames.shape
-        batch = [job.branches * clips, channels, count, *sides]
-        mm.load_models_gpu([model], memory_required=model.memory_required(batch))
+        job = _Job(network, core, positive, negative, frames, model)
         report = StepReport(model, steps, clips=frames.shape[0])
         options = {"guidance_scale": guidance_scale, "steps": steps}
         with torch.inference_mode():
@@ -109,18 +107,20 @@ class _Job:
         positive: Conditioning,
         negative: Conditioning,
         frames: torch.Tensor,
-        device: Any,
+        model: Any,
     ) -> None:
-        self.network, self.device = network, device
+        self.network, self.device = network, model.load_device
         self.clips, self.num_frames = frames.shape[:2]
         self.size = tuple(frames.shape[-2:])
-        like = torch.empty(0, device=device, dtype=core.get_dtype_inference())
+        like = torch.empty(0, device=self.device, dtype=core.get_dtype_inference())
         self.options = only_entry(positive, "positive")[1]
         self.text, self.unconditional = (
             text_of(entry, core.null_embedding, network.config.context_dim, self.clips, name, like)
             for entry, name in ((positive, "positive"), (negative, "negative"))
         )
         self.check()
+        batch = [self.branches * self.clips, frames.shape[2], self.num_frames, *self.size]
+        self.loaded = Loaded(model, model.memory_required(batch))
 
     @property
     def branches(self) -> int:
@@ -143,7 +143,7 @@ class _Job:
 
     def run(self, seed: int, stream: int, report: StepReport) -> Run:
         """Return noise and callback of a stage."""
-        return Run(SeededNoise(stage_seeds(seed, self.clips, stream)), callback=report)
+        return Run(SeededNoise(stage_seeds(seed, self.clips, stream)), callback=report, conditioner=self.loaded)
 
     def sample_v10(self, seed: int, report: StepReport, options: dict[str, Any]) -> torch.Tensor:
         """Sample from text, release 1.0."""

@@ -2,10 +2,12 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from fusionframes.ff_kernels import __version__
 from fusionframes.ff_kernels.cli import build_parser
 from fusionframes.ff_kernels.errors import InputError
 
@@ -35,3 +37,9 @@ def test_readme_pictures_exist():
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
     assert pictures
     assert all((ROOT / picture).stat().st_size > 0 for picture in pictures)
+
+
+def test_package_changelog_and_engine_name_one_version():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    newest = re.search(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert __version__ == declared == newest[1]

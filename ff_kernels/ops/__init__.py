@@ -6,7 +6,7 @@ registry picks one per call.
 
 from . import cpu  # noqa: F401 (registers its implementations)
 from .attention import attend, attend_over_time
-from .conv import residual_conv, winograd_conv, winograd_taps
+from .conv import nearest_conv, nearest_kernels, residual_conv, winograd_conv, winograd_taps
 from .linear import linear
 from .norm import group_norm_mod, spatial_norm_act
 from .step import sample_step
@@ -17,6 +17,8 @@ __all__ = [
     "attend_over_time",
     "group_norm_mod",
     "linear",
+    "nearest_conv",
+    "nearest_kernels",
     "residual_conv",
     "sample_step",
     "spatial_norm_act",

@@ -67,7 +67,7 @@ _winograd_conv = Operation(
 
 
 def winograd_taps(weight: Tensor) -> Tensor:
-    """Return what ``winograd_conv`` needs of a 3x3 kernel, worked out in float64: ``[O, I, 3, 3]`` to ``[6, O, I, 3]``.
+    """Return what ``winograd_conv`` needs of a 3x3 kernel, worked out in float64: ``[O, I, 3, 3]`` to ``[6, O, 3, I]``.
 
     Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", F(4, 3), in one direction only.
     """
@@ -78,12 +78,12 @@ def winograd_conv(x: Tensor, taps: Tensor, bias: Tensor | None = None, *, residu
     """3x3 convolution with padding 1 in half the multiplications, plus ``residual``.
 
     Four rows of the result come from six combinations of the rows they see, each through a 1x3 convolution. Only one
-    direction is combined: in float32 the error is twice that of the plain convolution; combining both would halve the
-    multiplications again at ten times the error and with more passes over memory.
+    direction is combined: in float32 the error is two to four times that of the plain convolution. Combining both would
+    halve the multiplications again at three times this error and with more passes over memory.
 
     Args:
         x: ``[N, I, H, W]``; H that is a multiple of 4 wastes nothing.
-        taps: ``[6, O, I, 3]`` from ``winograd_taps``.
+        taps: ``[6, O, 3, I]`` from ``winograd_taps``.
         bias: ``[O]``.
         residual: ``[N, O, H, W]`` added to the result.
 
@@ -93,3 +93,46 @@ def winograd_conv(x: Tensor, taps: Tensor, bias: Tensor | None = None, *, residu
     Source: as ``winograd_taps``.
     """
     return _winograd_conv(x, taps, bias, residual)
+
+
+def _fake_nearest_conv(x: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:
+    N, _, H, W = x.shape
+    return x.new_empty(N, 2 * H, 2 * W, kernels.shape[1]).permute(0, 3, 1, 2)
+
+
+def _cost_of_nearest_conv(x: Tensor, kernels: Tensor, bias: Tensor | None, *, out: Tensor) -> Cost:
+    return Cost(1, 2 * x[:, 0].numel() * kernels.numel(), bytes_of(x, kernels, bias, out))
+
+
+_nearest_conv = Operation(
+    "nearest_conv",
+    "(Tensor x, Tensor kernels, Tensor? bias) -> Tensor",
+    _fake_nearest_conv,
+    _cost_of_nearest_conv,
+    formulas.nearest_conv,
+)
+
+
+def nearest_kernels(weight: Tensor) -> Tensor:
+    """Return what ``nearest_conv`` needs of a 3x3 kernel, from float64: ``[O, I, 3, 3]`` to ``[9, O, I]``."""
+    return formulas.nearest_kernels(weight)
+
+
+def nearest_conv(x: Tensor, kernels: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Nearest doubling and a 3x3 convolution with padding 1 in nine products per position of ``x`` in place of 36.
+
+    Along one side, with taps a, b, c and differences ``d[i] = x[i] - x[i - 1]``, the doubled position 2i sees
+    ``a x[i - 1] + (b + c) x[i] = (a + b + c) x[i] - a d[i]`` and 2i + 1 sees ``(a + b + c) x[i] + c d[i + 1]``: three
+    products for two values. Four 2x2 kernels, one per output of a position, need sixteen.
+
+    Args:
+        x: ``[N, I, H, W]``.
+        kernels: ``[9, O, I]`` from ``nearest_kernels``.
+        bias: ``[O]``.
+
+    Returns:
+        ``[N, O, 2H, 2W]``, channels-last.
+
+    Source: release 1.0, class Upsample of MoVQ; golden ``v10_movq``.
+    """
+    return _nearest_conv(x, kernels, bias)

@@ -6,7 +6,9 @@ step to step is copied into buffers first. Random numbers are drawn outside, so 
 releases.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -40,7 +42,8 @@ class Graphs:
     def replayed(self, function: Function) -> Function:
         """Return ``function`` of tensors as a replay; its result lives until the next call.
 
-        The first call fixes shapes and dtypes. Whatever else the function reads must stay where it is in memory.
+        The first call fixes shapes and dtypes. Whatever else the function reads must stay where it is in memory. Where
+        recording fails, a warning says why and the function itself is called instead.
         """
         return _Replayed(function, self._capture)
 
@@ -53,12 +56,21 @@ class _Replayed:
 
     def __call__(self, *values: Tensor) -> Tensor:
         if self._replay is None:
-            self._buffers = [value.clone() for value in values]
-            self._replay = self._capture(lambda: self._function(*self._buffers))
+            self._record(values)
         self._check(values)
         # One launch for many small rows instead of one each.
         torch._foreach_copy_(self._buffers, list(values))
         return self._replay()
+
+    def _record(self, values: Sequence[Tensor]) -> None:
+        self._buffers = [value.clone() for value in values]
+        run = partial(self._function, *self._buffers)
+        try:
+            self._replay = self._capture(run)
+        except DeviceError as error:
+            # A graph only saves time: a run that can do without one goes on.
+            warnings.warn(f"{error}; this run goes on without graphs and is slower", stacklevel=3)
+            self._replay = run
 
     def _check(self, values: Sequence[Tensor]) -> None:
         told, fixed = ([(tuple(t.shape), t.dtype) for t in tensors] for tensors in (values, self._buffers))
@@ -89,7 +101,7 @@ class CudaCapture:
                 raise
             except RuntimeError as error:
                 raise DeviceError(
-                    f"the step could not be recorded as a CUDA graph ({error}): run without graphs"
+                    f"the step could not be recorded as a CUDA graph ({error}): switch graphs off"
                 ) from error
 
         def replay() -> Tensor:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+Places = list[tuple[nn.Module, str]]
+
 
 class Parked:
     """Context manager that brings the parameters of some modules to a device and puts them back afterwards.
@@ -18,26 +20,36 @@ class Parked:
 
     def __init__(self, modules: Iterable[nn.Module], device: torch.device | str) -> None:
         self.device = torch.device(device)
-        inner = dict.fromkeys(inner for module in modules for inner in module.modules())
-        self._places = [(module, name) for module in inner for name, value in module.named_parameters(recurse=False)]
+        self._places = _places_of(modules)
         self._kept = [getattr(module, name) for module, name in self._places]
 
     def __enter__(self) -> None:
         """Bring the parameters to the device."""
-        self._put([nn.Parameter(kept.to(self.device), requires_grad=False) for kept in self._kept])
+        _put(self._places, [_copy(kept, self.device) for kept in self._kept])
 
     def __exit__(self, *error: object) -> None:
         """Give the modules their own parameters back; the copies are dropped."""
-        self._put(self._kept)
-
-    def _put(self, parameters: list[nn.Parameter]) -> None:
-        for (module, name), parameter in zip(self._places, parameters, strict=True):
-            module.register_parameter(name, parameter)
+        _put(self._places, self._kept)
 
 
 def park(modules: Iterable[nn.Module], device: torch.device) -> Parked:
-    """Move the parameters of ``modules`` to the CPU and return what brings them back to ``device`` for a while."""
+    """Put the parameters of ``modules`` on the CPU and return what brings them to ``device`` for a while."""
     modules = list(modules)
-    for module in modules:
-        module.to("cpu")
+    places = _places_of(modules)
+    _put(places, [_copy(getattr(module, name), torch.device("cpu")) for module, name in places])
     return Parked(modules, device)
+
+
+def _places_of(modules: Iterable[nn.Module]) -> Places:
+    inner = dict.fromkeys(inner for module in modules for inner in module.modules())
+    return [(module, name) for module in inner for name, _ in module.named_parameters(recurse=False)]
+
+
+def _copy(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
+    # A new parameter: setting the data of one that was made in inference mode is allowed only there.
+    return nn.Parameter(parameter.detach().to(device), requires_grad=False)
+
+
+def _put(places: Places, parameters: list[nn.Parameter]) -> None:
+    for (module, name), parameter in zip(places, parameters, strict=True):
+        module.register_parameter(name, parameter)

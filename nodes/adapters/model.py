@@ -21,6 +21,7 @@ from ...ff_kernels.sampling.schedule import make_schedule_v11, told_sigmas
 from ...ff_kernels.settings import Settings
 from .._compat import (
     EPS,
+    PREPARE_SAMPLING,
     SAMPLER_SAMPLE,
     BaseModel,
     CONDRegular,
@@ -34,9 +35,10 @@ from .._compat import (
     set_factory,
     set_inference_dtype,
 )
+from .conditioner import KEY, Conditioner, conditioner_of, with_conditioner
 from .files import Weights
 from .latent import FIRST_FRAME, IMAGE_KEYS, MOTION_SCORE, NO_FIRST_FRAME, NOISE_LEVEL, VideoLatents
-from .tables import KEY, TABLES, with_tables
+from .tables import TABLES, with_tables
 from .text import context_of
 
 # Core multiplies it with latent positions to guess what to free. Not measured on a GPU yet: half more than core's
@@ -157,6 +159,15 @@ class CoreModel(BaseModel):
         self.network_config: UNetConfig = config.network
         self.null_embedding: Tensor | None = config.null_embedding
         self.model_sampling = KeyframeSampling(config.network.family)
+        # Not registered: it is loaded and evicted apart from the rest.
+        object.__setattr__(self, "conditioner", Conditioner(self.diffusion_model))
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the weights under the names of the release, the conditioner's among them: core patches by name."""
+        out = super().state_dict(*args, **kwargs)
+        if not args and "destination" not in kwargs:
+            out.update(self.conditioner.state_dict(**kwargs))
+        return out
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """Turn one conditioning entry into what the network's forward takes."""
@@ -253,10 +264,15 @@ def load_model(weights: Weights, dtype: torch.dtype | None, disable_dynamic: boo
     offload = mm.unet_offload_device()
     model = config.get_model(None, device=offload)
     patcher = make_patcher(model, mm.get_torch_device(), offload)
-    load_weights(patcher, model.diffusion_model, cast_tensors(weights.tensors, offload, stored))
+    own, rest = model.conditioner.part_tensors(cast_tensors(weights.tensors, offload, stored))
+    load_weights(patcher, model.diffusion_model, rest)
+    load_weights(conditioner_of(patcher), model.conditioner.diffusion_model, own)
+    # Core would count all that the state dict lists.
+    patcher.size = sum(tensor.nbytes for tensor in rest.values())
+    patcher.add_wrapper_with_key(PREPARE_SAMPLING, KEY, with_conditioner)
     if weights.kind.stage == "keyframe":
         patcher.set_model_sampler_post_cfg_function(clip_denoised)
-        patcher.add_wrapper_with_key(SAMPLER_SAMPLE, KEY, with_tables)
+        patcher.add_wrapper_with_key(SAMPLER_SAMPLE, TABLES, with_tables)
     set_factory(patcher, load_model, weights, dtype)
     return patcher
 

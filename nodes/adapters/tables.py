@@ -8,9 +8,8 @@ from torch import Tensor
 
 from ...ff_kernels.models.conditions import Conditions
 
-# Name among core's transformer options, which exist once per run.
+# Name of the wrapper, and of the tables among core's transformer options, which exist once per run.
 TABLES = "fusionframes_tables"
-KEY = "fusionframes"
 
 Inputs = tuple[Tensor | int | None, ...]
 

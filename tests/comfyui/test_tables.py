@@ -31,7 +31,7 @@ def ksampler(core, model, prompts, latent, sampler="euler", seed=1):
 def without_tables(core, demo):
     plain = demo.model.clone()
     tables = core.module("nodes.adapters.tables")
-    plain.remove_wrappers_with_key("sampler_sample", tables.KEY)
+    plain.remove_wrappers_with_key("sampler_sample", tables.TABLES)
     return plain
 
 

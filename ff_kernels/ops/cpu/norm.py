@@ -58,18 +58,16 @@ def spatial_norm_act(
     activate: bool,
     eps: float,
 ) -> Tensor:
-    """Normalise a frame, then modulate it from the maps as they are, without enlarging them first."""
+    """Normalise, then modulate in place from the maps as they are, without enlarging them first.
+
+    In place because a fresh tensor of a 256x256 picture is over 32 MB, which glibc maps anew every time: the faults of
+    its pages took as long as the passes (37.8 to 21.3 ms for 128 channels).
+    """
     N, C, H, W = x.shape
-    x = _with_plain_strides(x)
     h, w = latents.shape[-2:]
     gain, bias = map_of(latents, gain, gain_offset, x.dtype), map_of(latents, bias, bias_offset, x.dtype)
-    out = torch.empty_like(x)
-    for n in range(N):
-        normed = torch.native_group_norm(x[n : n + 1], weight, offset, 1, C, H * W, groups, eps)[0]
-        maps = (m[n if len(m) > 1 else 0].permute(1, 2, 0)[None, :, None, :, None] for m in (bias, gain))
-        low, high = maps  # [1, h, 1, w, 1, C]
-        target = blocks_of(out[n : n + 1], h, w)  # [1, h, up, w, up, C]
-        torch.addcmul(low, blocks_of(normed, h, w), high, out=target)
-        if activate:
-            F.silu(target, inplace=True)
-    return out
+    out = torch.native_group_norm(_with_plain_strides(x), weight, offset, N, C, H * W, groups, eps)[0]
+    blocks = blocks_of(out, h, w)  # [N, h, H / h, w, W / w, C]
+    low, high = (m.permute(0, 2, 3, 1)[:, :, None, :, None] for m in (bias, gain))  # [N or 1, h, 1, w, 1, C]
+    torch.addcmul(low, blocks, high, out=blocks)
+    return F.silu(out, inplace=True) if activate else out

@@ -1,0 +1,99 @@
+"""The weights that only ``prepare`` reads, in a patcher of their own."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+STEPS = 3
+
+
+def keyframes(core, model, prompts, latent):
+    return core.run(
+        "FusionFramesKeyframeSampler", model=model, positive=prompts[0], negative=prompts[1], latent=latent, seed=7,
+        steps=STEPS, guidance_scale=2.0,
+    )[0]["samples"]  # fmt: skip
+
+
+def ksampler(core, model, prompts, latent):
+    sample = core.nodes.NODE_CLASS_MAPPINGS["KSampler"]().sample
+    return sample(model, 7, STEPS, 3.0, "euler", "normal", *prompts, latent, 1.0)[0]["samples"]
+
+
+@pytest.fixture
+def adapter(core):
+    return core.module("nodes.adapters.conditioner")
+
+
+def test_every_weight_is_in_one_patcher_and_all_names_are_the_release_s(core, demo, adapter):
+    for patcher in (demo.model, demo.interpolation):
+        own = adapter.conditioner_of(patcher)
+        parts = [{id(p): p.nbytes for p in model.parameters()} for model in (patcher.model.diffusion_model, own.model)]
+        assert parts[0]
+        assert parts[1]
+        assert not parts[0].keys() & parts[1].keys()
+        assert patcher.model_size() == sum(parts[0].values())
+        assert own.model_size() == sum(parts[1].values())
+        network = type(patcher.model.diffusion_model).__mro__[2](patcher.model.network_config, device="meta")
+        named = {name.removeprefix("diffusion_model.") for name in patcher.model.state_dict()}
+        assert {name for name in named if not name.startswith("model_sampling")} == set(network.state_dict())
+
+
+def test_core_loads_the_conditioner_for_a_run(core, demo, prompts, latent, adapter):
+    management = __import__("comfy.model_management", fromlist=["current_loaded_models"])
+    management.unload_all_models()
+    for run in (keyframes, ksampler):
+        run(core, demo.model, prompts, latent)
+        loaded = [entry.model.model for entry in management.current_loaded_models]
+        assert demo.model.model in loaded
+        assert demo.model.model.conditioner in loaded
+        management.unload_all_models()
+
+
+def test_conditioner_may_be_evicted_between_runs(core, demo, prompts, latent, adapter):
+    management = __import__("comfy.model_management", fromlist=["unload_model_and_clones"])
+    for run in (keyframes, ksampler):
+        before = run(core, demo.model, prompts, latent)
+        management.unload_model_and_clones(adapter.conditioner_of(demo.model), unload_additional_models=False)
+        loaded = [entry.model.model for entry in management.current_loaded_models]
+        assert demo.model.model.conditioner not in loaded
+        assert demo.model.model in loaded
+        assert torch.equal(run(core, demo.model, prompts, latent), before)
+
+
+@pytest.mark.parametrize("run", [keyframes, ksampler])
+@pytest.mark.parametrize("layer", ["text_values", "modulation", "time_embedding"])
+def test_lora_on_the_conditioner_changes_the_result(core, demo, prompts, latent, run, layer):
+    names = demo.model.model.conditioner.state_dict()
+    ends = {
+        "text_values": ".to_value.weight",
+        "modulation": ".context_mlp.1.weight",
+        "time_embedding": "embed.1.weight",
+    }
+    key = next(name for name in names if name.endswith(ends[layer]) and "feature_pooling" not in name)
+    patched = demo.model.clone()
+    assert patched.add_patches({key: (torch.ones_like(names[key]),)}, 0.1) == [key]
+    before = run(core, demo.model, prompts, latent)
+    changed = run(core, patched, prompts, latent)
+    again = run(core, patched, prompts, latent)
+    after = run(core, demo.model, prompts, latent)
+    assert (changed - before).abs().max() > 1e-3
+    assert torch.equal(changed, again)
+    assert torch.equal(before, after)
+
+
+def test_lora_file_names_reach_the_conditioner(core, demo):
+    lora = __import__("comfy.lora", fromlist=["model_lora_keys_unet"])
+    known = lora.model_lora_keys_unet(demo.model.model, {})
+    key = next(iter(demo.model.model.conditioner.state_dict())).removesuffix(".weight")
+    assert known[key.replace("diffusion_model.", "diffusion_model.", 1)] == f"{key}.weight"
+
+
+def test_clone_shares_the_conditioner_and_a_foreign_one_is_replaced(core, demo, adapter):
+    clone = demo.model.clone()
+    own = adapter.conditioner_of(clone)
+    assert own is not adapter.conditioner_of(demo.model)
+    assert own.model is demo.model.model.conditioner
+    # Core may put another copy of the model under a clone, whose conditioner is another one.
+    clone.set_additional_models(adapter.KEY, [SimpleNamespace(model=object())])
+    assert adapter.conditioner_of(clone).model is demo.model.model.conditioner
