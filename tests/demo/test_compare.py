@@ -90,7 +90,6 @@ def test_command_trains_measures_and_resumes_at_a_tiny_share(tmp_path, capsys, g
     monkeypatch.setattr(budgets, "SAMPLING_STEPS", 1)
     monkeypatch.setattr(budgets, "TIME_FACTOR", 2)
     monkeypatch.setattr(gaps, "TIMED_RUNS", 1)
-    monkeypatch.setattr(gaps, "TIMED_STEPS", 1)
     costs = {name: {"flops": flops} for name, flops in (("ours", 10**12), ("masked", 4 * 10**12))}
     monkeypatch.setattr(gaps, "count_costs", lambda: costs)
     arguments = ["--work", str(tmp_path), "--only", group, "--share", str(TINY), "--seeds", "1"]

@@ -46,6 +46,8 @@ def _scale(count: int, share: float) -> int:
     return max(1, round(count * share)) if count else 0
 
 
-VARIANTS = Budget(Fit(steps=60, batch=8, learning_rate=2e-3, warmup=10, average=0.95), clips=480, evaluated=24)
-GAPS = Budget(Fit(steps=70, batch=2, learning_rate=2e-3, warmup=10, average=0.95), clips=160, evaluated=3, long_clips=1)
+VARIANTS = Budget(Fit(steps=240, batch=8, learning_rate=2e-3, warmup=20, average=0.98), clips=480, evaluated=24)
+GAPS = Budget(
+    Fit(steps=200, batch=2, learning_rate=2e-3, warmup=20, average=0.98), clips=160, evaluated=3, long_clips=1
+)
 DECODERS = Budget(Fit(steps=40, batch=2, learning_rate=1e-4, warmup=5, average=0.9), clips=0, evaluated=16)

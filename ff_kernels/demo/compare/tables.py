@@ -69,9 +69,9 @@ def gap_table(results: Mapping[str, Any]) -> list[str]:
     head = ["", "paper: IS / FVD"]
     for frames in (MEDIUM_FRAMES, FULL_FRAMES):
         head += [f"PSNR, {frames} frames", "SSIM", "MSE x 1000"]
-    head += ["TFLOP per step, full size", "s for 65 frames, demo"]
+    head += ["TFLOP per step, full size", "s for 65 frames, demo scale"]
     lines = []
-    for name in (gaps.OURS, gaps.OURS_EQUAL_TIME, gaps.MASKED, gaps.BLENDING):
+    for name in (gaps.OURS, gaps.OURS_EQUAL_TIME, gaps.MASKED, gaps.BLENDING, gaps.SHIPPED):
         if name not in rows:
             continue
         paper = " / ".join(f"{value:g}" for value in gaps.PAPER[name]) if name in gaps.PAPER else "-"
