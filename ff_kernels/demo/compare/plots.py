@@ -78,7 +78,8 @@ def axis_range(values: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def _draw_panel(draw: ImageDraw.ImageDraw, left: float, values: Sequence[Sequence[float]]) -> None:
-    low, high = axis_range(values)
+    # A line for the spread may reach past the last dot.
+    low, high = axis_range([[*row, statistics.fmean(row) + _deviation(row)] for row in values if row])
     bottom = _HEAD_PX + _ROW_PX * len(values)
 
     def x(value: float) -> float:
@@ -92,13 +93,17 @@ def _draw_panel(draw: ImageDraw.ImageDraw, left: float, values: Sequence[Sequenc
         if not row:
             continue
         middle = _HEAD_PX + _ROW_PX * (place + 0.5)
-        mean, deviation = statistics.fmean(row), statistics.stdev(row) if len(row) > 1 else 0.0
+        mean, deviation = statistics.fmean(row), _deviation(row)
         corners = (left, middle - 7, max(left, x(mean)), middle + 7)
         draw.rectangle([side * _SCALE for side in corners], fill=_BAR)
         _line(draw, [(max(left, x(mean - deviation)), middle), (x(mean + deviation), middle)], _INK)
         for value in row:
             dot = (x(value) - _DOT_PX, middle - _DOT_PX, x(value) + _DOT_PX, middle + _DOT_PX)
             draw.ellipse([side * _SCALE for side in dot], fill=_INK)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _line(draw: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]], colour: str) -> None:
