@@ -40,6 +40,7 @@ CoreVAE = comfy.sd.VAE
 calc_cond_batch = comfy.samplers.calc_cond_batch
 mm = comfy.model_management
 manual_cast = comfy.ops.manual_cast
+ON_CLEANUP = comfy.patcher_extension.CallbacksMP.ON_CLEANUP
 PREPARE_SAMPLING = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
 SAMPLER_SAMPLE = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
 

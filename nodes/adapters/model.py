@@ -21,6 +21,7 @@ from ...ff_kernels.sampling.schedule import make_schedule_v11, told_sigmas
 from ...ff_kernels.settings import Settings
 from .._compat import (
     EPS,
+    ON_CLEANUP,
     PREPARE_SAMPLING,
     SAMPLER_SAMPLE,
     BaseModel,
@@ -35,7 +36,7 @@ from .._compat import (
     set_factory,
     set_inference_dtype,
 )
-from .conditioner import KEY, Conditioner, conditioner_of, with_conditioner
+from .conditioner import KEY, Conditioner, conditioner_of, unload_patched, with_conditioner
 from .files import Weights
 from .latent import FIRST_FRAME, IMAGE_KEYS, MOTION_SCORE, NO_FIRST_FRAME, NOISE_LEVEL, VideoLatents
 from .tables import TABLES, with_tables
@@ -254,7 +255,7 @@ def load_model(weights: Weights, dtype: torch.dtype | None, disable_dynamic: boo
     """Return core's MODEL of an opened file.
 
     Args:
-        weights: a keyframe or interpolation U-Net.
+        weights: a keyframe, interpolation or masked-frame U-Net.
         dtype: dtype of the weights, None for core's choice.
         disable_dynamic: core's wish for a patcher without paging.
     """
@@ -270,6 +271,7 @@ def load_model(weights: Weights, dtype: torch.dtype | None, disable_dynamic: boo
     # Core would count all that the state dict lists.
     patcher.size = sum(tensor.nbytes for tensor in rest.values())
     patcher.add_wrapper_with_key(PREPARE_SAMPLING, KEY, with_conditioner)
+    patcher.add_callback_with_key(ON_CLEANUP, KEY, unload_patched)
     if weights.kind.stage == "keyframe":
         patcher.set_model_sampler_post_cfg_function(clip_denoised)
         patcher.add_wrapper_with_key(SAMPLER_SAMPLE, TABLES, with_tables)
