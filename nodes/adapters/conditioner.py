@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...ff_kernels.models.unet import UNet
-from .._compat import archive_dtypes, make_patcher, mm
+from .._compat import archive_dtypes, is_dynamic, make_patcher, mm
 
 KEY = "fusionframes_conditioner"
 
@@ -76,6 +76,16 @@ def unload_patched(patcher: Any) -> None:
     own = conditioner_of(patcher)
     if own.patches:
         mm.unload_model_and_clones(own, unload_additional_models=False)
+
+
+def unpatch_other(patcher: Any, *_: Any) -> None:
+    """Take another clone's conditioner off where the MODEL patches it; a callback for core's loading of the MODEL.
+
+    Core saves what a loaded layer holds as it is, and adds patches only to layers that are not loaded.
+    """
+    own = conditioner_of(patcher)
+    if own.patches and own.model.current_weight_patches_uuid not in (None, own.patches_uuid) and not is_dynamic(own):
+        own.unpatch_model(own.offload_device)
 
 
 class Loaded:

@@ -140,9 +140,14 @@ def test_a_run_that_fails_leaves_no_lora_behind(core, demo, prompts, latent, ada
 
     own = merged_weight(demo.model)
     patched = with_lora(demo.model, 0.1)
-    with pytest.raises(ArithmeticError), adapter.Loaded(patched, 0):
-        assert not torch.equal(patched.model.state_dict()[value_key(patched)], own)
-        raise ArithmeticError
+
+    def fail_loaded():
+        with adapter.Loaded(patched, 0):
+            assert not torch.equal(patched.model.state_dict()[value_key(patched)], own)
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        fail_loaded()
     assert torch.equal(merged_weight(demo.model), own)
     for wrapped in ("sampler_sample", "prepare_sampling"):
         failing = patched.clone()
@@ -162,3 +167,43 @@ def test_a_conditioner_s_new_patcher_undoes_the_patches_of_an_earlier_one(core, 
         assert torch.allclose(demo.model.model.state_dict()[key], own + strength, atol=1e-6)
     management.load_models_gpu([adapter.conditioner_of(demo.model)])
     assert torch.equal(demo.model.model.state_dict()[key], own)
+
+
+def save_and_open(core, model, name):
+    """What core's Save Model writes, opened by our loader."""
+    path = core.base / "models" / "diffusion_models" / f"{name}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    # As core runs nodes.
+    with torch.inference_mode():
+        importlib.import_module("comfy.sd").save_checkpoint(str(path), model)
+        return core.run("FusionFramesLoadModel", model_name=path.name)[0]
+
+
+@pytest.mark.parametrize("stage", ["model", "interpolation"])
+def test_core_saves_every_weight_and_our_loader_opens_the_file(core, demo, stage):
+    model = getattr(demo, stage)
+    opened = save_and_open(core, model, f"saved_{stage}")
+    assert opened.model.network_config == model.model.network_config
+    assert opened.model.latent_space == model.model.latent_space
+    assert torch.equal(opened.model.null_embedding, model.model.null_embedding)
+    saved, own = opened.model.state_dict(), model.model.state_dict()
+    assert saved.keys() == own.keys()
+    assert all(torch.equal(saved[name], own[name]) for name in own)
+
+
+def test_core_saves_a_lora_with_the_weights(core, demo, prompts, latent):
+    patched = with_lora(demo.model, 0.1)
+    # Core takes a loaded layer as it is, so the conditioner must not stay as this run left it.
+    before = keyframes(core, demo.model, prompts, latent)
+    opened = save_and_open(core, patched, "saved_lora")
+    key = value_key(demo.model)
+    assert torch.allclose(opened.model.state_dict()[key], merged_weight(demo.model) + 0.1, atol=1e-6)
+    assert torch.equal(keyframes(core, opened, prompts, latent), keyframes(core, patched, prompts, latent))
+    assert torch.equal(keyframes(core, demo.model, prompts, latent), before)
+
+
+def test_a_network_lists_its_conditioner_at_every_depth(core, demo):
+    network = demo.model.model.diffusion_model
+    names = set(network.state_dict())
+    assert len(names) == len(dict(network.named_parameters())) + len(demo.model.model.conditioner.state_dict())
+    assert set(torch.nn.ModuleDict({"unet": network}).state_dict(prefix="a.")) == {f"a.unet.{name}" for name in names}
