@@ -56,6 +56,13 @@ def make_patcher(module: nn.Module, load_device: Any, offload_device: Any) -> An
     return comfy.model_patcher.CoreModelPatcher(module, load_device=load_device, offload_device=offload_device)
 
 
+def unload(patcher: Any) -> None:
+    """Unload a model, whichever clone of its patcher loaded it, and nothing else."""
+    # Core's own function for it is younger than the oldest core we run in, and knows one device only.
+    keep = [entry for entry in mm.current_loaded_models if entry.model is None or not patcher.is_clone(entry.model)]
+    mm.free_memory(1e30, patcher.load_device, keep)
+
+
 def is_dynamic(patcher: Any) -> bool:
     """Return whether core pages this patcher's weights by itself (0.16 on)."""
     return bool(getattr(patcher, "is_dynamic", lambda: False)())

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...ff_kernels.models.unet import UNet
-from .._compat import archive_dtypes, is_dynamic, make_patcher, mm
+from .._compat import archive_dtypes, is_dynamic, make_patcher, mm, unload
 
 KEY = "fusionframes_conditioner"
 
@@ -75,7 +75,7 @@ def unload_patched(patcher: Any) -> None:
     """
     own = conditioner_of(patcher)
     if own.patches:
-        mm.unload_model_and_clones(own, unload_additional_models=False)
+        unload(own)
 
 
 def unpatch_other(patcher: Any, *_: Any) -> None:
