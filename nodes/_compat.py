@@ -40,6 +40,8 @@ CoreVAE = comfy.sd.VAE
 calc_cond_batch = comfy.samplers.calc_cond_batch
 mm = comfy.model_management
 manual_cast = comfy.ops.manual_cast
+ON_CLEANUP = comfy.patcher_extension.CallbacksMP.ON_CLEANUP
+ON_LOAD = comfy.patcher_extension.CallbacksMP.ON_LOAD
 PREPARE_SAMPLING = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
 SAMPLER_SAMPLE = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
 
@@ -52,6 +54,13 @@ def make_patcher(module: nn.Module, load_device: Any, offload_device: Any) -> An
     The class is looked up when needed: core points the name at its dynamic patcher during start-up.
     """
     return comfy.model_patcher.CoreModelPatcher(module, load_device=load_device, offload_device=offload_device)
+
+
+def unload(patcher: Any) -> None:
+    """Unload a model, whichever clone of its patcher loaded it, and nothing else."""
+    # Core's own function for it is younger than the oldest core we run in, and knows one device only.
+    keep = [entry for entry in mm.current_loaded_models if entry.model is None or not patcher.is_clone(entry.model)]
+    mm.free_memory(1e30, patcher.load_device, keep)
 
 
 def is_dynamic(patcher: Any) -> bool:

@@ -24,6 +24,8 @@ METADATA_KEY = "fusionframes"
 # Inside the metadata: the fields of a ``LatentSpace``.
 LATENTS_KEY = "latents"
 _PREFIX = "unet."
+# Before the names of a U-Net in the files that ComfyUI saves.
+_CORE_PREFIX = "model.diffusion_model."
 
 
 @dataclass(frozen=True)
@@ -148,13 +150,23 @@ def _read_safetensors(path: Path) -> Contents:
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
         stored = (file.metadata() or {}).get(METADATA_KEY, "{}")
+    packed = tensors.pop(METADATA_KEY, None)
     try:
-        metadata = json.loads(stored)
-    except ValueError as error:
+        metadata = json.loads(stored if packed is None else bytes(packed.flatten().tolist()))
+    except (ValueError, TypeError) as error:
         raise _damaged(path, error) from error
+    if f"{_CORE_PREFIX}in_layer.weight" in tensors:
+        # Beside the U-Net such a file may hold an autoencoder and text encoders, in names that are core's own.
+        kept = ("null_embedding", "projection", _CORE_PREFIX)
+        tensors = {k.removeprefix(_CORE_PREFIX): v for k, v in tensors.items() if k.startswith(kept)}
     if all(k.startswith(_PREFIX) or k.startswith(("null_embedding", "projection")) for k in tensors):
         tensors = {k.removeprefix(_PREFIX): v for k, v in tensors.items()}
     return Contents(path, tensors, metadata if isinstance(metadata, dict) else {})
+
+
+def pack_metadata(metadata: Mapping[str, Any]) -> Tensor:
+    """Return metadata as bytes ``[N]``, for a writer that takes tensors only: read where they are ``METADATA_KEY``."""
+    return torch.tensor(list(json.dumps(metadata).encode()), dtype=torch.uint8)
 
 
 def _index_in(folder: Path) -> Path:

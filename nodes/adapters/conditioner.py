@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...ff_kernels.models.unet import UNet
-from .._compat import archive_dtypes, make_patcher, mm
+from .._compat import archive_dtypes, is_dynamic, make_patcher, mm, unload
 
 KEY = "fusionframes_conditioner"
 
@@ -21,6 +21,8 @@ class Conditioner(nn.Module):
         super().__init__()
         self.diffusion_model = nn.Module()
         self.names: list[str] = []
+        # What lies under patches, for every patcher there will be: core may clone a MODEL without its conditioner's.
+        self.backup: dict[str, Any] = {}
         moved = {id(module) for module in unet.conditioner_modules()}
         for name, module in list(unet.named_modules()):
             if id(module) in moved:
@@ -57,12 +59,33 @@ def conditioner_of(patcher: Any) -> Any:
     own = next((other for other in patcher.get_additional_models_with_key(KEY) if other.model is conditioner), None)
     if own is None:
         own = make_patcher(conditioner, patcher.load_device, patcher.offload_device)
+        own.backup = conditioner.backup
         patcher.set_additional_models(KEY, [own])
     if own.patches_uuid != patcher.patches_uuid:
         names = conditioner.state_dict()
         own.patches = {name: list(patches) for name, patches in patcher.patches.items() if name in names}
         own.patches_uuid = patcher.patches_uuid
     return own
+
+
+def unload_patched(patcher: Any) -> None:
+    """Unload a MODEL's conditioner if it carries patches; to be called after every run.
+
+    Core merges by asking a MODEL for its weights, and the MODEL does not know what its conditioner put under patches.
+    """
+    own = conditioner_of(patcher)
+    if own.patches:
+        unload(own)
+
+
+def unpatch_other(patcher: Any, *_: Any) -> None:
+    """Take another clone's conditioner off where the MODEL patches it; a callback for core's loading of the MODEL.
+
+    Core saves what a loaded layer holds as it is, and adds patches only to layers that are not loaded.
+    """
+    own = conditioner_of(patcher)
+    if own.patches and own.model.current_weight_patches_uuid not in (None, own.patches_uuid) and not is_dynamic(own):
+        own.unpatch_model(own.offload_device)
 
 
 class Loaded:
@@ -78,10 +101,15 @@ class Loaded:
 
     def __enter__(self) -> None:
         """Load both."""
-        mm.load_models_gpu([self.patcher, conditioner_of(self.patcher)], memory_required=self.memory_required)
+        try:
+            mm.load_models_gpu([self.patcher, conditioner_of(self.patcher)], memory_required=self.memory_required)
+        except BaseException:
+            unload_patched(self.patcher)
+            raise
 
     def __exit__(self, kind: Any, *error: object) -> None:
         """Ask for the MODEL alone: where memory is short, core evicts the conditioner for it."""
+        unload_patched(self.patcher)
         if kind is None:
             mm.load_models_gpu([self.patcher], memory_required=self.memory_required)
 
@@ -89,4 +117,9 @@ class Loaded:
 def with_conditioner(executor: Any, patcher: Any, *args: Any, **kwargs: Any) -> Any:
     """Bring the conditioner's patches up to date before core loads models; a wrapper around ``prepare_sampling``."""
     conditioner_of(patcher)
-    return executor(patcher, *args, **kwargs)
+    try:
+        return executor(patcher, *args, **kwargs)
+    except BaseException:
+        # Core's own clean-up begins after this.
+        unload_patched(patcher)
+        raise

@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...ff_kernels.checkpoints.detection import NULL_KEY
 from ...ff_kernels.checkpoints.loading import cast_tensors
+from ...ff_kernels.checkpoints.reading import LATENTS_KEY, METADATA_KEY, pack_metadata
 from ...ff_kernels.errors import InputError
 from ...ff_kernels.models.conditions import Conditions
 from ...ff_kernels.models.configs import UNetConfig
@@ -21,6 +23,8 @@ from ...ff_kernels.sampling.schedule import make_schedule_v11, told_sigmas
 from ...ff_kernels.settings import Settings
 from .._compat import (
     EPS,
+    ON_CLEANUP,
+    ON_LOAD,
     PREPARE_SAMPLING,
     SAMPLER_SAMPLE,
     BaseModel,
@@ -35,7 +39,7 @@ from .._compat import (
     set_factory,
     set_inference_dtype,
 )
-from .conditioner import KEY, Conditioner, conditioner_of, with_conditioner
+from .conditioner import KEY, Conditioner, conditioner_of, unload_patched, unpatch_other, with_conditioner
 from .files import Weights
 from .latent import FIRST_FRAME, IMAGE_KEYS, MOTION_SCORE, NO_FIRST_FRAME, NOISE_LEVEL, VideoLatents
 from .tables import TABLES, with_tables
@@ -49,11 +53,22 @@ DEFAULT_NOISE_LEVEL = Settings.noise_level
 
 
 class _InCore:
-    """A U-Net that knows its dtype, which core asks it for."""
+    """A U-Net that knows its dtype, which core asks it for, and lists all its weights, which core saves."""
+
+    conditioner: Conditioner | None = None
 
     def __init__(self, config: UNetConfig, *, dtype: torch.dtype, device: Any = None, operations: Any = None) -> None:
         super().__init__(config, operations=operations, device=device, dtype=dtype)
         self.dtype = dtype
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the weights under the names of the release, the conditioner's among them."""
+        out = super().state_dict(*args, **kwargs)
+        if self.conditioner is not None:
+            if not args:
+                kwargs["destination"] = out
+            self.conditioner.diffusion_model.state_dict(*args, **kwargs)
+        return out
 
 
 class CoreKeyframeUNet(_InCore, KeyframeUNet):
@@ -158,15 +173,21 @@ class CoreModel(BaseModel):
         super().__init__(config, ModelType.EPS, device=device, unet_model=network)
         self.network_config: UNetConfig = config.network
         self.null_embedding: Tensor | None = config.null_embedding
+        self.latent_space = config.space
         self.model_sampling = KeyframeSampling(config.network.family)
         # Not registered: it is loaded and evicted apart from the rest.
-        object.__setattr__(self, "conditioner", Conditioner(self.diffusion_model))
+        conditioner = Conditioner(self.diffusion_model)
+        object.__setattr__(self, "conditioner", conditioner)
+        object.__setattr__(self.diffusion_model, "conditioner", conditioner)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the weights under the names of the release, the conditioner's among them: core patches by name."""
-        out = super().state_dict(*args, **kwargs)
-        if not args and "destination" not in kwargs:
-            out.update(self.conditioner.state_dict(**kwargs))
+    def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Return what core saves, with all that our loader wants besides the weights."""
+        out = super().state_dict_for_saving(*args, **kwargs)
+        out[METADATA_KEY] = pack_metadata(
+            {"config": self.network_config.to_dict(), LATENTS_KEY: self.latent_space.to_dict()}
+        )
+        if self.null_embedding is not None:
+            out[NULL_KEY] = self.null_embedding
         return out
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
@@ -226,7 +247,8 @@ class CoreConfig(SupportedModel):
         super().__init__({"config": weights.kind.config})
         self.network: UNetConfig = weights.kind.config
         self.null_embedding = None if weights.null_embedding is None else weights.null_embedding.float()
-        self.latent_format = VideoLatents(weights.space)
+        self.space = weights.space
+        self.latent_format = VideoLatents(self.space)
 
     def get_model(self, state_dict: Any, prefix: str = "", device: Any = None) -> CoreModel:
         """Return the model without its weights."""
@@ -254,7 +276,7 @@ def load_model(weights: Weights, dtype: torch.dtype | None, disable_dynamic: boo
     """Return core's MODEL of an opened file.
 
     Args:
-        weights: a keyframe or interpolation U-Net.
+        weights: a keyframe, interpolation or masked-frame U-Net.
         dtype: dtype of the weights, None for core's choice.
         disable_dynamic: core's wish for a patcher without paging.
     """
@@ -270,6 +292,8 @@ def load_model(weights: Weights, dtype: torch.dtype | None, disable_dynamic: boo
     # Core would count all that the state dict lists.
     patcher.size = sum(tensor.nbytes for tensor in rest.values())
     patcher.add_wrapper_with_key(PREPARE_SAMPLING, KEY, with_conditioner)
+    patcher.add_callback_with_key(ON_LOAD, KEY, unpatch_other)
+    patcher.add_callback_with_key(ON_CLEANUP, KEY, unload_patched)
     if weights.kind.stage == "keyframe":
         patcher.set_model_sampler_post_cfg_function(clip_denoised)
         patcher.add_wrapper_with_key(SAMPLER_SAMPLE, TABLES, with_tables)

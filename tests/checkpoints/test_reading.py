@@ -12,7 +12,7 @@ from support.weights import OVERRIDES
 
 from fusionframes.ff_kernels.checkpoints.conversion import convert
 from fusionframes.ff_kernels.checkpoints.loading import load
-from fusionframes.ff_kernels.checkpoints.reading import read_contents
+from fusionframes.ff_kernels.checkpoints.reading import METADATA_KEY, pack_metadata, read_contents
 from fusionframes.ff_kernels.errors import CheckpointError
 
 
@@ -106,6 +106,31 @@ def test_load_safetensors_with_unet_prefix_gives_same_tensors(tmp_path):
     save_file({**tensors, "null_embedding": nest["null_embedding"]}, tmp_path / "unet.safetensors")
     loaded = load(tmp_path / "unet.safetensors", overrides=OVERRIDES)
     assert weights.equal(loaded.network, weights.network_of("interpolation_v10"))
+
+
+def core_file(path, **more):
+    """A U-Net as ComfyUI saves it, beside an autoencoder."""
+    tensors = {f"model.diffusion_model.{key}": value for key, value in weights.nested("masked")["unet"].items()}
+    save_file({**tensors, "first_stage_model.conv.weight": torch.zeros(2), **more}, path)
+    return path
+
+
+def test_load_file_of_core_gives_same_tensors_and_configuration(tmp_path):
+    null = torch.arange(float(weights.CONFIGS["masked"].context_dim))
+    packed = pack_metadata({"config": weights.CONFIGS["masked"].to_dict()})
+    path = core_file(tmp_path / "core.safetensors", null_embedding=null, **{METADATA_KEY: packed})
+    # Without overrides: the sizes that no shape shows are in the file.
+    loaded = load(path)
+    assert loaded.kind.config == weights.CONFIGS["masked"]
+    assert weights.equal(loaded.network, weights.network_of("masked"))
+    assert torch.equal(loaded.null_embedding, null)
+
+
+@pytest.mark.parametrize("packed", [torch.tensor([123, 255], dtype=torch.uint8), torch.rand(3), torch.tensor([-1])])
+def test_load_file_with_damaged_packed_metadata_raises(tmp_path, packed):
+    path = core_file(tmp_path / "core.safetensors", **{METADATA_KEY: packed})
+    with pytest.raises(CheckpointError, match=r"core\.safetensors"):
+        load(path)
 
 
 @pytest.mark.parametrize("name", ["absent.pt", "absent", "x" * 300 + ".pt", "nul\0.pt"])

@@ -1,5 +1,6 @@
 """The weights that only ``prepare`` reads, in a patcher of their own."""
 
+import importlib
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,29 @@ def keyframes(core, model, prompts, latent):
 def ksampler(core, model, prompts, latent):
     sample = core.nodes.NODE_CLASS_MAPPINGS["KSampler"]().sample
     return sample(model, 7, STEPS, 3.0, "euler", "normal", *prompts, latent, 1.0)[0]["samples"]
+
+
+def value_key(model):
+    names = model.model.conditioner.state_dict()
+    return next(name for name in names if name.endswith(".to_value.weight") and "feature_pooling" not in name)
+
+
+def with_lora(model, strength):
+    """A clone with a LoRA on one weight of its conditioner."""
+    key, patched = value_key(model), model.clone()
+    assert patched.add_patches({key: (torch.ones_like(model.model.state_dict()[key]),)}, strength) == [key]
+    return patched
+
+
+def merged_weight(model):
+    """What core's merging nodes take for a MODEL's weight."""
+    key = value_key(model)
+    return model.get_key_patches("diffusion_model.")[key][0][0].clone()
+
+
+@pytest.fixture
+def management(core):
+    return importlib.import_module("comfy.model_management")
 
 
 @pytest.fixture
@@ -97,3 +121,89 @@ def test_clone_shares_the_conditioner_and_a_foreign_one_is_replaced(core, demo, 
     # Core may put another copy of the model under a clone, whose conditioner is another one.
     clone.set_additional_models(adapter.KEY, [SimpleNamespace(model=object())])
     assert adapter.conditioner_of(clone).model is demo.model.model.conditioner
+
+
+@pytest.mark.parametrize("run", [keyframes, ksampler])
+def test_merging_finds_no_lora_of_another_clone(core, demo, prompts, latent, adapter, run):
+    run(core, demo.model, prompts, latent)
+    own = merged_weight(demo.model)
+    patched = with_lora(demo.model, 0.1)
+    run(core, patched, prompts, latent)
+    assert torch.equal(merged_weight(demo.model), own)
+    assert torch.equal(merged_weight(patched), own)
+
+
+def test_a_run_that_fails_leaves_no_lora_behind(core, demo, prompts, latent, adapter):
+    def fail(executor, *args, **kwargs):
+        executor(*args, **kwargs)
+        raise ArithmeticError
+
+    own = merged_weight(demo.model)
+    patched = with_lora(demo.model, 0.1)
+
+    def fail_loaded():
+        with adapter.Loaded(patched, 0):
+            assert not torch.equal(patched.model.state_dict()[value_key(patched)], own)
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        fail_loaded()
+    assert torch.equal(merged_weight(demo.model), own)
+    for wrapped in ("sampler_sample", "prepare_sampling"):
+        failing = patched.clone()
+        failing.add_wrapper_with_key(wrapped, "test", fail)
+        # Ours is the outer wrapper, as it was added first.
+        with pytest.raises(ArithmeticError):
+            ksampler(core, failing, prompts, latent)
+        assert torch.equal(merged_weight(demo.model), own)
+
+
+def test_a_conditioner_s_new_patcher_undoes_the_patches_of_an_earlier_one(core, demo, adapter, management):
+    key, own = value_key(demo.model), merged_weight(demo.model)
+    for strength in (0.25, 0.5):
+        patched = with_lora(demo.model, strength)
+        patched.set_additional_models(adapter.KEY, [])
+        management.load_models_gpu([adapter.conditioner_of(patched)])
+        assert torch.allclose(demo.model.model.state_dict()[key], own + strength, atol=1e-6)
+    management.load_models_gpu([adapter.conditioner_of(demo.model)])
+    assert torch.equal(demo.model.model.state_dict()[key], own)
+
+
+def save_and_open(core, model, name):
+    """What core's Save Model writes, opened by our loader."""
+    path = core.base / "models" / "diffusion_models" / f"{name}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    # As core runs nodes.
+    with torch.inference_mode():
+        importlib.import_module("comfy.sd").save_checkpoint(str(path), model)
+        return core.run("FusionFramesLoadModel", model_name=path.name)[0]
+
+
+@pytest.mark.parametrize("stage", ["model", "interpolation"])
+def test_core_saves_every_weight_and_our_loader_opens_the_file(core, demo, stage):
+    model = getattr(demo, stage)
+    opened = save_and_open(core, model, f"saved_{stage}")
+    assert opened.model.network_config == model.model.network_config
+    assert opened.model.latent_space == model.model.latent_space
+    assert torch.equal(opened.model.null_embedding, model.model.null_embedding)
+    saved, own = opened.model.state_dict(), model.model.state_dict()
+    assert saved.keys() == own.keys()
+    assert all(torch.equal(saved[name], own[name]) for name in own)
+
+
+def test_core_saves_a_lora_with_the_weights(core, demo, prompts, latent):
+    patched = with_lora(demo.model, 0.1)
+    # Core takes a loaded layer as it is, so the conditioner must not stay as this run left it.
+    before = keyframes(core, demo.model, prompts, latent)
+    opened = save_and_open(core, patched, "saved_lora")
+    key = value_key(demo.model)
+    assert torch.allclose(opened.model.state_dict()[key], merged_weight(demo.model) + 0.1, atol=1e-6)
+    assert torch.equal(keyframes(core, opened, prompts, latent), keyframes(core, patched, prompts, latent))
+    assert torch.equal(keyframes(core, demo.model, prompts, latent), before)
+
+
+def test_a_network_lists_its_conditioner_at_every_depth(core, demo):
+    network = demo.model.model.diffusion_model
+    names = set(network.state_dict())
+    assert len(names) == len(dict(network.named_parameters())) + len(demo.model.model.conditioner.state_dict())
+    assert set(torch.nn.ModuleDict({"unet": network}).state_dict(prefix="a.")) == {f"a.unet.{name}" for name in names}
