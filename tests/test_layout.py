@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ENGINE = ROOT / "ff_kernels"
 SOURCES = [*sorted(p for folder in (ENGINE, ROOT / "nodes") for p in folder.rglob("*.py")), ROOT / "__init__.py"]
+INIT = "__init__.py"
 TOP_LEVEL = {"nodes", "ff_kernels", "workflows", "tests", "__init__.py", "pyproject.toml", "README.md", "LICENSE",
              "CHANGELOG.md", ".ci", ".gitignore", ".comfyignore"}  # fmt: skip
 # Room to the rooms it may import from; a file of the top floor is named by its stem.
@@ -146,3 +148,10 @@ def test_top_level_holds_what_the_layout_names():
 def test_weights_of_the_demo_fit_the_package():
     size = sum(p.stat().st_size for p in (ENGINE / "demo" / "weights").iterdir())
     assert 0 < size <= 16e6
+
+
+def test_every_package_of_the_tree_is_installed():
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    found = {".".join(["fusionframes", *path.relative_to(ROOT).parent.parts]) for path in SOURCES if path.name == INIT}
+    assert set(setup["packages"]) == found
+    assert len(setup["packages"]) == len(found)
