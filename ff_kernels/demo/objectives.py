@@ -1,5 +1,7 @@
 """What each stage of the demo model is trained for: modules whose forward turns a batch into a loss."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -121,80 +123,69 @@ class KeyframeNoise(nn.Module):
         return (error * (1 / alpha_bar).clamp(max=MAX_WEIGHT)).mean()
 
 
-class GapVelocity(nn.Module):
-    """Noisy gap frames between two keyframes to v = sqrt(a) eps - sqrt(1 - a) x0 (paper section 4.3)."""
+class _GapObjective(nn.Module):
+    """What both gap networks are trained with: the null text, and the error of v = sqrt(a) eps - sqrt(1 - a) x0."""
 
-    def __init__(self, unet: InterpolationUNet) -> None:
+    def __init__(self, unet: InterpolationUNet | MaskedUNet) -> None:
         super().__init__()
         self.unet = unet
         self.null_embedding = nn.Parameter(torch.zeros(unet.config.context_dim))
 
-    def forward(
+    def _error(
         self,
-        keyframes: Tensor,
-        inner: Tensor,
+        clean: Tensor,
         noise: Tensor,
-        keep: Tensor,
+        show: Callable[[Tensor], Tensor],
         skip_frames: Tensor,
         noise_level: Tensor,
         timesteps: Tensor,
         alpha_bar: Tensor,
     ) -> Tensor:
-        """Return the weighted v-error of ``inner [B, G, 12, h, w]`` between ``keyframes [B, G + 1, 4, h, w]``."""
-        dtype = self.null_embedding.dtype
-        B, G = inner.shape[:2]
+        """Return the weighted v-error of ``clean [B, G, ..., h, w]``.
+
+        ``show`` makes samples ``[B, N, C, h, w]`` for the network of the noisy ones, adding what is known.
+        """
+        B, G = clean.shape[:2]
         # Release 1.0: two tokens of context, the null embedding and a zero (paper.md, 5.1).
         context, mask = null_context(self.null_embedding, B, NULL_TOKENS_V10)
         conditions = self.unet.prepare(
             context, mask, timesteps[None], num_gaps=G, skip_frames=skip_frames, noise_level=noise_level
         )
-        bar = alpha_bar[:, None, None, None, None]
-        noisy = bar.sqrt() * inner + (1 - bar).sqrt() * noise
-        ends = keyframes * keep[:, None, None, None, None]
-        x = torch.cat([ends[:, :-1], noisy, ends[:, 1:]], dim=2)
-        x = x.flatten(0, 1).to(dtype, memory_format=torch.channels_last)
-        out = self.unet(x, conditions).float().unflatten(0, (B, G))
-        velocity = bar.sqrt() * noise - (1 - bar).sqrt() * inner
-        error = (out - velocity).square().mean(dim=(1, 2, 3, 4))
+        inner = tuple(range(1, clean.ndim))
+        bar = alpha_bar.reshape(-1, *(1 for _ in inner))
+        noisy = bar.sqrt() * clean + (1 - bar).sqrt() * noise
+        x = show(noisy).flatten(0, 1).to(self.null_embedding.dtype, memory_format=torch.channels_last)
+        out = self.unet(x, conditions).float().unflatten(0, clean.shape[:-3])
+        velocity = bar.sqrt() * noise - (1 - bar).sqrt() * clean
+        error = (out - velocity).square().mean(dim=inner)
         return (error * (1 - alpha_bar).clamp(min=MIN_WEIGHT)).mean()
 
 
-class MaskedVelocity(nn.Module):
+class GapVelocity(_GapObjective):
+    """Noisy gap frames between two keyframes to v of the gap frames (paper section 4.3)."""
+
+    def forward(self, keyframes: Tensor, inner: Tensor, noise: Tensor, keep: Tensor, *conditions: Tensor) -> Tensor:
+        """Return the weighted v-error of ``inner [B, G, 12, h, w]`` between ``keyframes [B, G + 1, 4, h, w]``.
+
+        ``conditions`` are the skip, the noise level, the timestep and the cumulative alpha of every clip, ``[B]`` each.
+        """
+        ends = keyframes * keep[:, None, None, None, None]
+        return self._error(
+            inner, noise, lambda noisy: torch.cat([ends[:, :-1], noisy, ends[:, 1:]], dim=2), *conditions
+        )
+
+
+class MaskedVelocity(_GapObjective):
     """Noisy groups of five frames, both ends shown, to v of all five: the baseline (paper, appendix 10)."""
 
-    def __init__(self, unet: MaskedUNet) -> None:
-        super().__init__()
-        self.unet = unet
-        self.null_embedding = nn.Parameter(torch.zeros(unet.config.context_dim))
+    def forward(self, keyframes: Tensor, groups: Tensor, noise: Tensor, keep: Tensor, *conditions: Tensor) -> Tensor:
+        """Return the weighted v-error of ``groups [B, G, 5, 4, h, w]`` shown ``keyframes [B, G + 1, 4, h, w]``.
 
-    def forward(
-        self,
-        keyframes: Tensor,
-        groups: Tensor,
-        noise: Tensor,
-        keep: Tensor,
-        skip_frames: Tensor,
-        noise_level: Tensor,
-        timesteps: Tensor,
-        alpha_bar: Tensor,
-    ) -> Tensor:
-        """Return the weighted v-error of ``groups [B, G, 5, 4, h, w]`` shown ``keyframes [B, G + 1, 4, h, w]``."""
-        dtype = self.null_embedding.dtype
-        B, G = groups.shape[:2]
-        context, mask = null_context(self.null_embedding, B, NULL_TOKENS_V10)
-        conditions = self.unet.prepare(
-            context, mask, timesteps[None], num_gaps=G, skip_frames=skip_frames, noise_level=noise_level
-        )
-        bar = alpha_bar[:, None, None, None, None, None]
-        noisy = bar.sqrt() * groups + (1 - bar).sqrt() * noise
+        ``conditions`` as for ``GapVelocity``.
+        """
         # A clip without its keyframes is shown no mask either, as in the sampler's other branch.
-        shown = masked_groups(keyframes).unflatten(0, (B, -1)) * keep[:, None, None, None, None]
-        x = torch.cat([noisy.flatten(1, 2), shown], dim=2)
-        x = x.flatten(0, 1).to(dtype, memory_format=torch.channels_last)
-        out = self.unet(x, conditions).float().unflatten(0, groups.shape[:3])
-        velocity = bar.sqrt() * noise - (1 - bar).sqrt() * groups
-        error = (out - velocity).square().mean(dim=(1, 2, 3, 4, 5))
-        return (error * (1 - alpha_bar).clamp(min=MIN_WEIGHT)).mean()
+        shown = masked_groups(keyframes).unflatten(0, (len(groups), -1)) * keep[:, None, None, None, None]
+        return self._error(groups, noise, lambda noisy: torch.cat([noisy.flatten(1, 2), shown], dim=2), *conditions)
 
 
 def gradient_loss(a: Tensor, b: Tensor) -> Tensor:
