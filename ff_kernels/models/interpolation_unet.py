@@ -100,7 +100,7 @@ class InterpolationUNet(UNet):
     ) -> Tensor:
         level = expand_rows(noise_level, rows, time.device)
         skip = expand_rows(skip_frames, rows, time.device).to(torch.long)
-        noisy = self._embed(self.perturbation_to_time_embed, level, time)  # [R, E]
+        noisy = self.embed(self.perturbation_to_time_embed, level, time)  # [R, E]
         share = self.time_embed_merge.to(time)
         time = share * noisy + (1 - share) * time
         return self.skip_merge.to(time) * self.skip_embeddings(skip).to(time) + time

@@ -97,7 +97,7 @@ class KeyframeUNet(UNet):
         time = self._time_vectors(timesteps, context) + self.feature_pooling(context, lengths, valid, mask)  # [S, R, E]
         vectors = {"time": time}
         if positions is not None:
-            position = self._embed(self.to_temporal_embed, positions, context)  # [P, E]
+            position = self.embed(self.to_temporal_embed, positions, context)  # [P, E]
             extra = self._first_frame_vectors(noise_level, motion_score, rows, context)
             if extra is not None:
                 position = position.repeat(rows * per_row // position.shape[0], 1)
@@ -119,7 +119,7 @@ class KeyframeUNet(UNet):
         ):
             values = expand_rows(values, rows, like.device)
             if values is not None and hasattr(self, name):
-                vector = self._embed(getattr(self, name), values, like)
+                vector = self.embed(getattr(self, name), values, like)
                 total = vector if total is None else total + vector
         return total
 

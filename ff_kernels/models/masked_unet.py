@@ -50,7 +50,7 @@ class MaskedUNet(InterpolationUNet):
         valid, mask = cut_context(context, context_mask)
         pooled = self.feature_pooling(context, lengths, valid, mask)
         time = self._told(self._time_vectors(timesteps, context), pooled, noise_level, skip_frames)
-        position = self._embed(self.to_temporal_embed, keyframe_positions(self.config.family, GROUP_FRAMES), context)
+        position = self.embed(self.to_temporal_embed, keyframe_positions(self.config.family, GROUP_FRAMES), context)
         vectors = {"time": time, "position": position[None]}
         samples = len(context) * num_gaps * GROUP_FRAMES
         return self._tables(valid, mask, vectors, samples=samples, num_frames=GROUP_FRAMES)

@@ -167,7 +167,8 @@ class UNet(nn.Module):
             for slot, module in enumerate(modules):
                 module.slot = slot
 
-    def _embed(self, embedding: nn.Module, values: Tensor, like: Tensor) -> Tensor:
+    def embed(self, embedding: nn.Module, values: Tensor, like: Tensor) -> Tensor:
+        """Embed numbers ``[...]`` by one of the embeddings: ``[..., E]`` in the dtype and on the device of ``like``."""
         return embedding(sinusoid(values.to(like.device), self.config.init_channels).to(like.dtype))
 
     def _tables(self, context: Tensor, mask: Tensor | None, vectors: dict[str, Tensor], **shape: Any) -> Conditions:
@@ -183,7 +184,7 @@ class UNet(nn.Module):
     def _time_vectors(self, timesteps: Tensor, context: Tensor) -> Tensor:
         """Embed ``[S]`` or ``[S, R]`` timesteps: ``[S, 1 or R, E]``."""
         times = timesteps if timesteps.ndim == 2 else timesteps[:, None]
-        return self._embed(self.to_time_embed, times, context)
+        return self.embed(self.to_time_embed, times, context)
 
     def _check(self, x: Tensor, conditions: Conditions) -> None:
         config, multiple = self.config, self.config.side_multiple
