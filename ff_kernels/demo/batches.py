@@ -109,8 +109,16 @@ def draw_captions(rng: np.random.Generator, batch: int, tokenizer: Tokenizer) ->
     return *tokenize(tokenizer, [scene.caption() for scene in scenes]), torch.tensor(labels)
 
 
+def draw_captions_at_steps(
+    rng: np.random.Generator, batch: int, tokenizer: Tokenizer
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw what ``draw_captions`` draws, and a timestep for each: ``[B]``."""
+    return *draw_captions(rng, batch, tokenizer), draw_noise_levels(rng, batch)[0]
+
+
 @lru_cache(maxsize=8)
-def _levels(steps: int) -> tuple[Tensor, Tensor]:
+def noise_levels(steps: int) -> tuple[Tensor, Tensor]:
+    """Return timesteps and cumulative alphas of a run, ``[steps]`` each, the noisiest first."""
     schedule = make_schedule_v10(steps)
     return schedule.timesteps, schedule.signal.square()
 
@@ -120,14 +128,15 @@ def draw_noise_levels(rng: np.random.Generator, batch: int) -> tuple[Tensor, Ten
     places = rng.permutation(batch) + rng.random(batch)
     timesteps, bars = [], []
     for place in places / batch:
-        told, levels = _levels(STEP_COUNTS[rng.integers(len(STEP_COUNTS))])
+        told, levels = noise_levels(STEP_COUNTS[rng.integers(len(STEP_COUNTS))])
         step = int(place * len(told))
         timesteps.append(told[step])
         bars.append(levels[step])
     return torch.stack(timesteps), torch.stack(bars)
 
 
-def _normal(rng: np.random.Generator, like: Tensor) -> Tensor:
+def draw_normal(rng: np.random.Generator, like: Tensor) -> Tensor:
+    """Draw standard normal numbers in the shape of ``like``, float32."""
     return torch.from_numpy(rng.standard_normal(tuple(like.shape), dtype=np.float32))
 
 
@@ -143,21 +152,21 @@ def draw_keyframes(
     scenes = [reversed_scene(s) if flip else s for s, flip in zip(scenes, backwards, strict=True)]
     ids, mask = tokenize(tokenizer, [paraphrase(scene, rng) for scene in scenes])
     keep = torch.from_numpy(rng.random(batch) >= CAPTION_DROPOUT)
-    return latents, _normal(rng, latents), ids, mask, keep, *draw_noise_levels(rng, batch)
+    return latents, draw_normal(rng, latents), ids, mask, keep, *draw_noise_levels(rng, batch)
 
 
 def draw_gaps(rng: np.random.Generator, batch: int, clips: dict[int, LatentClips]) -> tuple[Tensor, ...]:
     """Draw a batch for ``GapVelocity``: both passes mixed, keyframes perturbed or dropped as in the paper."""
     windows, perturbed, *conditions = _draw_perturbed(rng, batch, clips)
     inner = _inner(windows)
-    return perturbed, inner, _normal(rng, inner), *conditions, *draw_noise_levels(rng, batch)
+    return perturbed, inner, draw_normal(rng, inner), *conditions, *draw_noise_levels(rng, batch)
 
 
 def draw_groups(rng: np.random.Generator, batch: int, clips: dict[int, LatentClips]) -> tuple[Tensor, ...]:
     """Draw a batch for ``MaskedVelocity``: clips, perturbation and dropout as ``draw_gaps`` draws them."""
     windows, perturbed, *conditions = _draw_perturbed(rng, batch, clips)
     groups = torch.stack([windows[:, i : i + GROUP_FRAMES] for i in range(0, windows.shape[1] - 1, 4)], dim=1)
-    return perturbed, groups, _normal(rng, groups), *conditions, *draw_noise_levels(rng, batch)
+    return perturbed, groups, draw_normal(rng, groups), *conditions, *draw_noise_levels(rng, batch)
 
 
 def _inner(windows: Tensor) -> Tensor:
@@ -172,8 +181,8 @@ def _draw_perturbed(rng: np.random.Generator, batch: int, clips: dict[int, Laten
     windows = torch.stack([row.flip(0) if rng.random() < 0.5 else row for row in rows])  # [B, 17, 4, h, w]
     keyframes = windows[:, ::4]
     level = np.where(rng.random(batch) < 0.4, 0, rng.integers(MAX_NOISE_LEVEL + 1, size=batch))
-    bars = _levels(1000)[1].flip(0)[torch.from_numpy(np.maximum(level - 1, 0))]
+    bars = noise_levels(1000)[1].flip(0)[torch.from_numpy(np.maximum(level - 1, 0))]
     bars = torch.where(torch.from_numpy(level) > 0, bars, 1.0)[:, None, None, None, None]
-    perturbed = bars.sqrt() * keyframes + (1 - bars).sqrt() * _normal(rng, keyframes)
+    perturbed = bars.sqrt() * keyframes + (1 - bars).sqrt() * draw_normal(rng, keyframes)
     keep = torch.from_numpy((rng.random(batch) >= KEYFRAME_DROPOUT).astype(np.float32))
     return windows, perturbed, keep, torch.tensor(skips), torch.from_numpy(level)

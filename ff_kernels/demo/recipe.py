@@ -38,11 +38,16 @@ RANGE_FRAMES = 2000
 CONTEXT_CAPTIONS = 1500
 # Clips whose latents are worked out once and kept.
 KEYFRAME_CLIPS = 5000
+# Layouts that are encoded with every shape.
+TWINS = 450
 GAP_CLIPS = 2000
 
 MOVQ_FIT = Fit(steps=1300, batch=16, learning_rate=2e-3)
 DECODER_FIT = Fit(steps=800, batch=16, learning_rate=1.5e-3)
 VIDEO_MOVQ_FIT = Fit(steps=300, batch=4, learning_rate=1e-3)
 TEXT_FIT = Fit(steps=1000, batch=64, learning_rate=2e-3)
-KEYFRAME_FIT = Fit(steps=10000, batch=8, learning_rate=1e-3, slow="text.")
+READING_FIT = Fit(steps=600, batch=64, learning_rate=2e-3, warmup=50)
+# No weight decay from here on: it would wear down the path of the noise (noise_path.py).
+LESSON_FIT = Fit(steps=900, batch=8, weight_decay=0, average=0.99, slow="text.", falls=False)
+KEYFRAME_FIT = Fit(steps=9000, batch=16, weight_decay=0, slow="text.")
 INTERPOLATION_FIT = Fit(steps=8000, batch=6, learning_rate=2e-3)

@@ -27,9 +27,12 @@ from ..tokenizer import Tokenizer
 from . import batches, objectives, recipe
 from .contexts import spread_projection
 from .initial import initialise
+from .keyframe_start import start_keyframes
 from .latents import fit_latents_to_range
+from .lessons import colours_at, draw_keyframes_and_lessons, draw_lessons, encode_twins, make_lessons
+from .noise_path import hold_noise
 from .scenes import ATTRIBUTES, caption_corpus
-from .training import Fit, train
+from .training import Course, Draw, Fit, train
 
 CORPUS_CAPTIONS = 20_000
 IMAGE_DECODER = "decoder"
@@ -61,13 +64,13 @@ class Workshop:
         """File of a finished stage."""
         return self.folder / f"{stage}.safetensors"
 
-    def train(self, stage: str, objective: nn.Module, draw: Callable[..., tuple[Tensor, ...]], fit: Fit) -> None:
+    def train(self, stage: str, objective: nn.Module, source: Draw | Course, fit: Fit) -> None:
         """Train one stage to its end and keep all weights of the objective, the averaged ones where trained."""
         torch.manual_seed(self.seed)
         fit = replace(fit, steps=self.scaled(fit.steps))
         averages = train(
             objective,
-            self._draws(draw),
+            self._seeded(source),
             fit,
             self.folder / "state" / f"{stage}.pt",
             device=self.device,
@@ -75,11 +78,13 @@ class Workshop:
         )
         self.save(stage, {k: averages.get(k, v.detach().cpu()) for k, v in objective.state_dict().items()})
 
-    def _draws(self, draw: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    def _seeded(self, source: Draw | Course) -> Draw | Course:
         if not self.seed:
-            return draw
+            return source
+        if isinstance(source, Course):
+            return Course(lambda done: self._seeded(source.at(done)))
         # The training seeds its source by the step alone, so that a resumed run sees the same data.
-        return lambda rng, batch: draw(np.random.default_rng([self.seed, int(rng.integers(2**62))]), batch)
+        return lambda rng, batch: source(np.random.default_rng([self.seed, int(rng.integers(2**62))]), batch)
 
     def save(self, stage: str, weights: dict[str, Tensor]) -> None:
         """Write the result of a stage."""
@@ -198,13 +203,53 @@ def run_text(shop: Workshop) -> None:
     shop.save("text", objective.state_dict())
 
 
+def keyframe_objective() -> objectives.KeyframeNoise:
+    """Return what text encoder, projection, null embedding and keyframe U-Net are trained with, untrained."""
+    return objectives.KeyframeNoise(*text_parts(), initialise(KeyframeUNet(recipe.KEYFRAMES)))
+
+
+def run_start(shop: Workshop) -> None:
+    """Teach the U-Net's pooling to read captions and set the start values that build on it."""
+    objective = keyframe_objective()
+    shop.load("text", objective)
+    reading = objectives.PoolingReading(objective, tuple(map(len, ATTRIBUTES.values())))
+    draw = partial(batches.draw_captions_at_steps, tokenizer=tokenizer(shop))
+    shop.train("start", reading, draw, recipe.READING_FIT)
+    shop.load("start", reading)
+    start_keyframes(objective, tokenizer(shop))
+    shop.save("start", objective.state_dict())
+
+
+def keyframe_clips(shop: Workshop, movq: MoVQ) -> batches.LatentClips:
+    """Return the latents of the clips that the keyframe network learns from."""
+    return shop.clips("keyframes", lambda: batches.encode_clips(movq, 1, shop.scaled(recipe.KEYFRAME_CLIPS), None))
+
+
+def run_lessons(shop: Workshop) -> None:
+    """Teach the keyframe network what captions say of a clip before it sees one."""
+    movq = trained_movq(shop)
+    lessons = make_lessons(keyframe_clips(shop, movq), movq)
+    objective = keyframe_objective()
+    shop.load("start", objective)
+    hold_noise(objective.unet)
+    draw = partial(draw_lessons, lessons=lessons, tokenizer=tokenizer(shop))
+    shop.train("lessons", objective, Course(lambda done: partial(draw, colours=colours_at(done))), recipe.LESSON_FIT)
+
+
 def run_keyframes(shop: Workshop) -> None:
     """Train text encoder, projection, null embedding and keyframe U-Net together."""
     movq = trained_movq(shop)
-    clips = shop.clips("keyframes", lambda: batches.encode_clips(movq, 1, shop.scaled(recipe.KEYFRAME_CLIPS), None))
-    objective = objectives.KeyframeNoise(*text_parts(), initialise(KeyframeUNet(recipe.KEYFRAMES)))
-    shop.load("text", objective)
-    draw = partial(batches.draw_keyframes, clips=clips, tokenizer=tokenizer(shop))
+    clips = keyframe_clips(shop, movq)
+    objective = keyframe_objective()
+    shop.load("lessons", objective)
+    hold_noise(objective.unet)
+    draw = partial(
+        draw_keyframes_and_lessons,
+        clips=clips,
+        lessons=make_lessons(clips, movq),
+        twins=shop.clips("twins", lambda: encode_twins(movq, 9, shop.scaled(recipe.TWINS))),
+        tokenizer=tokenizer(shop),
+    )
     shop.train("keyframes", objective, draw, recipe.KEYFRAME_FIT)
 
 
@@ -283,6 +328,8 @@ STAGES: dict[str, Callable[[Workshop], None]] = {
     "decoder": run_decoder,
     "video_movq": run_video_movq,
     "text": run_text,
+    "start": run_start,
+    "lessons": run_lessons,
     "keyframes": run_keyframes,
     "interpolation": run_interpolation,
     "export": run_export,

@@ -17,6 +17,16 @@ from ..frames_io import atomic_path
 SAVE_EVERY_S = 60.0
 
 
+Draw = Callable[[np.random.Generator, int], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Course:
+    """A source of batches that changes over a training: ``at`` returns what draws them when a share 0..1 is done."""
+
+    at: Callable[[float], Draw]
+
+
 @dataclass(frozen=True)
 class Fit:
     """How one stage is trained.
@@ -24,7 +34,8 @@ class Fit:
     Attributes:
         steps: optimiser steps in all.
         batch: clips (or frames, MoVQ) per step.
-        learning_rate: peak, after ``warmup`` steps; falls to zero on a cosine.
+        learning_rate: peak, after ``warmup`` steps.
+        falls: whether the rate falls to zero on a cosine; a stage that another follows keeps it.
         slow: name prefix of parameters that learn at 0.3 of the rate.
         average: decay of the running average of the weights, which is what is kept.
     """
@@ -37,18 +48,21 @@ class Fit:
     average: float = 0.998
     clip: float = 1.0
     slow: str | None = None
+    falls: bool = True
 
 
 def learning_rate_at(step: int, fit: Fit) -> float:
-    """Return the factor 0..1 on the peak learning rate: linear warm-up, then a cosine to zero."""
+    """Return the factor 0..1 on the peak learning rate: linear warm-up, then a cosine to zero if it falls."""
     if step < fit.warmup:
         return (step + 1) / fit.warmup
+    if not fit.falls:
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - fit.warmup) / max(1, fit.steps - fit.warmup)))
 
 
 def train(
     objective: nn.Module,
-    draw_batch: Callable[[np.random.Generator, int], tuple[Tensor, ...]],
+    source: Draw | Course,
     fit: Fit,
     checkpoint: Path,
     *,
@@ -62,8 +76,8 @@ def train(
 
     Args:
         objective: module in float32; parameters with ``requires_grad`` are trained.
-        draw_batch: ``(rng, batch) -> tensors`` in float32 on the CPU; ``rng`` is seeded by the step, so that a
-            resumed run sees the data an uninterrupted one would have seen.
+        source: ``(rng, batch) -> tensors`` in float32 on the CPU; ``rng`` is seeded by the step, so that a
+            resumed run sees the data an uninterrupted one would have seen. A course gives another at every step.
         fit: the recipe.
         checkpoint: file that holds the state; an existing one is resumed.
         device: where to train.
@@ -109,7 +123,8 @@ def train(
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = fit.learning_rate * learning_rate_at(step, fit) * group["share"]
-        batch = [t.to(device) for t in draw_batch(np.random.default_rng([step, 7]), fit.batch)]
+        draw = source.at(step / fit.steps) if isinstance(source, Course) else source
+        batch = [t.to(device) for t in draw(np.random.default_rng([step, 7]), fit.batch)]
         cast = {k: p.to(dtype) for k, p in objective.named_parameters()}
         loss = functional_call(objective, cast, tuple(batch))
         optimizer.zero_grad(set_to_none=True)

@@ -29,7 +29,7 @@ def test_spread_projection_makes_a_small_difference_as_large_as_any():
 def test_initial_weights_tell_the_keyframes_their_order():
     torch.manual_seed(0)
     network = initialise(KeyframeUNet(recipe.KEYFRAMES))
-    places = network._embed(network.to_temporal_embed, keyframe_positions("1.0", 5), torch.zeros(1))
+    places = network.embed(network.to_temporal_embed, keyframe_positions("1.0", 5), torch.zeros(1))
     norms = [norm for norm in network._norms if norm.rows == "position"]
     assert len(norms) == 2
     for norm in norms:

@@ -11,7 +11,7 @@ from fusionframes.ff_kernels.demo import batches, objectives, recipe, stages
 from fusionframes.ff_kernels.demo.initial import initialise
 from fusionframes.ff_kernels.demo.latents import fit_latents_to_range
 from fusionframes.ff_kernels.demo.scenes import is_held_out
-from fusionframes.ff_kernels.demo.training import Fit, learning_rate_at, train
+from fusionframes.ff_kernels.demo.training import Course, Fit, learning_rate_at, train
 from fusionframes.ff_kernels.model_files import find_models
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
 from fusionframes.ff_kernels.models.masked_unet import MaskedUNet
@@ -84,6 +84,51 @@ def test_learning_rate_at_warms_up_and_falls_to_zero():
     assert rates[0] == pytest.approx(0.2)
     assert max(rates) == 1
     assert rates[-1] < 0.01
+
+
+def test_learning_rate_at_stays_where_it_does_not_fall():
+    fit = replace(FIT, falls=False)
+    assert [learning_rate_at(step, fit) for step in (4, 50, FIT.steps - 1)] == [1, 1, 1]
+
+
+def test_train_asks_a_course_for_the_batches_of_every_step(tmp_path):
+    shares = []
+
+    def at(done):
+        shares.append(done)
+        return draw_line
+
+    course = train(Line(), Course(at), FIT, tmp_path / "course.pt", **CPU)
+    assert shares == [step / FIT.steps for step in range(FIT.steps)]
+    torch.manual_seed(1)
+    plain = fitted(tmp_path / "plain.pt")
+    assert course.keys() == plain.keys()
+
+
+def test_keyframe_noise_of_a_perfect_network_is_zero_error_whatever_clip_is_shown():
+    objective = stages.keyframe_objective()
+    latents, noise, shown = torch.randn(3, 3, 5, 4, 4, 4)
+    shown[:2] = latents[:2]
+    bar = torch.tensor([0.3, 0.01, 0.01])
+    share = bar[:, None, None, None, None]
+    seen = []
+
+    def perfect(x, conditions):
+        seen.append(x.unflatten(0, (3, 5)))
+        out = (seen[-1] - share.sqrt() * latents) / (1 - share).sqrt()
+        return (out + error).flatten(0, 1)
+
+    objective.unet.forward = perfect
+    ids = torch.tensor([[5, 1, 0]]).expand(3, 3)
+    mask = torch.tensor([[1, 1, 0]]).expand(3, 3)
+    args = (ids, mask, torch.ones(3, dtype=torch.bool), torch.tensor([300, 900, 900]), bar, shown)
+    error = 0.0
+    assert objective(latents, noise, *args).item() == pytest.approx(0, abs=1e-10)
+    assert torch.allclose(seen[0], share.sqrt() * shown + (1 - share).sqrt() * noise)
+    # An error of the noise weighs as the error of v that it makes, up to a limit where there is something to guess.
+    error = 0.2
+    expected = (0.04 * torch.tensor([1 / 0.3, objectives.MAX_WEIGHT, 1 / 0.01])).mean().item()
+    assert objective(latents, noise, *args).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_draw_scene_never_draws_a_held_out_combination():

@@ -1,0 +1,204 @@
+"""Lessons for the keyframe network: what a caption says of a clip, whatever the noisy clip shows.
+
+Every clip of a caption shows its object elsewhere, in one of 24 pairs of colours, and the mean over all of them knows
+no direction: a product of direction, time, place and colours has no gradient until its parts are there. A lesson
+shows pure noise and asks for the mean clip of its caption, at first with every object in the same paint, so that the
+network learns where things are, and then more and more in the colours that the caption names.
+
+Shapes have lessons of their own, as half seen they can be guessed without the caption: of twins, clips that differ in
+shape alone, one is shown and the other asked for.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..models.movq import MoVQ
+from ..tokenizer import Tokenizer
+from . import batches
+from .batches import LatentClips
+from .scenes import (
+    BACKGROUNDS,
+    IMAGE_SIZE,
+    KEYFRAMES,
+    SHAPES,
+    Scene,
+    frame_times,
+    paraphrase,
+    render,
+    reversed_scene,
+    sample_layout,
+    shape_coverage,
+    track,
+)
+
+# What every object is painted with at first, in all latent channels.
+PAINT = 0.6
+# Of a stage of lessons, the share before colours come in and the share over which they do.
+HOLD, RAMP = 2 / 9, 3 / 9
+# Noise levels of 50 steps, noisiest last, at which hardly anything of a clip is seen.
+BLIND_STEPS = (44, 49)
+# The steps at which outlines are seen well enough to be drawn anew and not so well that they are there already.
+OUTLINE_STEPS = (8, 34)
+# Share of the clips of a batch that are lessons from noise, and from a twin.
+LESSON_SHARE = 1 / 8
+TWIN_SHARE = 1 / 4
+# Share of the other clips that are drawn at the steps that decide outlines.
+OUTLINE_SHARE = 0.4
+_CANONICAL_SHARE = 0.5
+_LAYOUTS = 32
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What there is to learn about each caption, as latents.
+
+    Attributes:
+        scenes: scenes to ask for, as often as clips show them.
+        means: mean clip ``[T, 4, h, w]`` for size, colour, motion and background; the shape hardly shows in it.
+        plain: background alone, ``[4, h, w]``.
+        coverage: share of clips in which the object covers a place, ``[T, 1, h, w]`` for size, shape and motion.
+    """
+
+    scenes: tuple[Scene, ...]
+    means: dict[tuple[str, ...], Tensor]
+    plain: dict[str, Tensor]
+    coverage: dict[tuple[str, ...], Tensor]
+
+    def target(self, scene: Scene, colours: float) -> Tensor:
+        """Return the clip ``[T, 4, h, w]`` to draw for a scene: all paint at ``colours`` 0, the mean clip at 1."""
+        plain = self.plain[scene.background]
+        painted = PAINT * self.coverage[scene.size, scene.shape, scene.motion]
+        return plain + torch.lerp(painted, self.means[_visible(scene)] - plain, colours)
+
+
+def _visible(scene: Scene) -> tuple[str, ...]:
+    return scene.size, scene.color, scene.motion, scene.background
+
+
+@torch.inference_mode()
+def make_lessons(clips: LatentClips, movq: MoVQ) -> Lessons:
+    """Work out the lessons from clips, which count backwards as well."""
+    both = [*clips.scenes, *map(reversed_scene, clips.scenes)]
+    latents = torch.cat([clips.latents, clips.latents.flip(1)])
+    members = defaultdict(list)
+    for i, scene in enumerate(both):
+        members[_visible(scene)].append(i)
+    side = latents.shape[-1]
+    plain = {
+        name: movq.encode((torch.tensor(rgb) * 2 - 1)[None, :, None, None].expand(1, 3, IMAGE_SIZE, IMAGE_SIZE))[0]
+        for name, rgb in BACKGROUNDS.items()
+    }
+    return Lessons(
+        scenes=tuple(both),
+        means={key: latents[places].float().mean(dim=0) for key, places in members.items()},
+        plain=plain,
+        coverage={(s.size, s.shape, s.motion): _mean_coverage(s, side) for s in set(map(_uncoloured, both))},
+    )
+
+
+def _uncoloured(scene: Scene) -> Scene:
+    return Scene(scene.size, "red", scene.shape, scene.motion, "black")
+
+
+def _mean_coverage(scene: Scene, side: int) -> Tensor:
+    rng = np.random.default_rng(0)
+    total = torch.zeros(KEYFRAMES, 1, side, side)
+    for _ in range(_LAYOUTS):
+        places = track(scene, sample_layout(scene, rng), frame_times(KEYFRAMES))
+        total += F.avg_pool2d(shape_coverage(scene.shape, *places)[:, None], IMAGE_SIZE // side)
+    return total / _LAYOUTS
+
+
+def colours_at(done: float) -> float:
+    """Return how much of the caption's colours a lesson asks for when a share ``done`` of the stage is over."""
+    return min(1.0, max(0.0, (done - HOLD) / RAMP))
+
+
+def draw_lessons(
+    rng: np.random.Generator, batch: int, lessons: Lessons, tokenizer: Tokenizer, colours: float = 1.0
+) -> tuple[Tensor, ...]:
+    """Draw a batch for ``KeyframeNoise`` of lessons from noise alone: the last tensor, what is shown, is zero."""
+    scenes = [lessons.scenes[pick] for pick in rng.integers(len(lessons.scenes), size=batch)]
+    said = [s.caption() if rng.random() < _CANONICAL_SHARE else paraphrase(s, rng) for s in scenes]
+    latents = torch.stack([lessons.target(scene, colours) for scene in scenes])
+    return _lesson(rng, latents, torch.zeros_like(latents), batches.tokenize(tokenizer, said), BLIND_STEPS)
+
+
+@torch.inference_mode()
+def encode_twins(movq: MoVQ, seed: int, count: int) -> LatentClips:
+    """Encode ``count`` layouts with each of the four shapes, which follow each other in ``SHAPES``' order."""
+    latents, scenes = [], []
+    for i in range(count):
+        rng = np.random.default_rng([seed, i])
+        scene = batches.draw_scene(rng)
+        # The triangle is the largest, so that the others fit where it does.
+        layout = sample_layout(replace(scene, shape="triangle"), rng)
+        for shape in SHAPES:
+            scenes.append(replace(scene, shape=shape))
+            latents.append(movq.encode(render(scenes[-1], layout, frame_times(KEYFRAMES)) * 2 - 1).half())
+    return LatentClips(torch.stack(latents), tuple(scenes))
+
+
+def draw_twins(rng: np.random.Generator, batch: int, twins: LatentClips, tokenizer: Tokenizer) -> tuple[Tensor, ...]:
+    """Draw a batch for ``KeyframeNoise`` that shows one twin and names another; half of the clips run backwards."""
+    count = len(SHAPES)
+    first = count * rng.integers(len(twins.scenes) // count, size=batch)
+    seen = rng.integers(count, size=batch)
+    named = first + (seen + rng.integers(1, count, size=batch)) % count
+    backwards = rng.random(batch) < 0.5
+    flip = torch.from_numpy(backwards)[:, None, None, None, None]
+    pair = (twins.latents[torch.from_numpy(places)].float() for places in (named, first + seen))
+    latents, shown = (torch.where(flip, clips.flip(1), clips) for clips in pair)
+    scenes = [twins.scenes[place] for place in named]
+    said = [(reversed_scene(s) if back else s).caption() for s, back in zip(scenes, backwards, strict=True)]
+    return _lesson(rng, latents, shown, batches.tokenize(tokenizer, said), OUTLINE_STEPS)
+
+
+def _lesson(
+    rng: np.random.Generator, latents: Tensor, shown: Tensor, said: tuple[Tensor, Tensor], span: tuple[int, int]
+) -> tuple[Tensor, ...]:
+    keep = torch.ones(len(latents), dtype=torch.bool)
+    return latents, batches.draw_normal(rng, latents), *said, keep, *draw_steps(rng, len(latents), span), shown
+
+
+def draw_steps(rng: np.random.Generator, batch: int, span: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Draw one of 50 steps per clip from a span, step 49 being the noisiest: timestep and cumulative alpha, ``[B]``."""
+    told, bars = batches.noise_levels(50)
+    picks = torch.from_numpy(rng.integers(*span, size=batch))
+    return told.flip(0)[picks], bars.flip(0)[picks]
+
+
+def draw_keyframes_and_lessons(
+    rng: np.random.Generator,
+    batch: int,
+    clips: LatentClips,
+    lessons: Lessons,
+    twins: LatentClips,
+    tokenizer: Tokenizer,
+) -> tuple[Tensor, ...]:
+    """Draw a batch for ``KeyframeNoise``: clips as they are, lessons from noise and lessons from twins."""
+    blind, paired = round(batch * LESSON_SHARE), round(batch * TWIN_SHARE)
+    count = batch - blind - paired
+    *clip, timesteps, bars = batches.draw_keyframes(rng, count, clips, tokenizer)
+    deciding, there = torch.from_numpy(rng.random(count) < OUTLINE_SHARE), draw_steps(rng, count, OUTLINE_STEPS)
+    levels = (torch.where(deciding, new, old) for new, old in zip(there, (timesteps, bars), strict=True))
+    parts = [(*clip, *levels, clip[0])]
+    if blind:
+        parts.append(draw_lessons(rng, blind, lessons, tokenizer))
+    if paired:
+        parts.append(draw_twins(rng, paired, twins, tokenizer))
+    return tuple(_join(column) for column in zip(*parts, strict=True))
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate rows; captions of other lengths are padded as ``tokenize`` pads them."""
+    if parts[0].ndim == 2:
+        length = max(rows.shape[1] for rows in parts)
+        parts = [F.pad(rows, (0, length - rows.shape[1])) for rows in parts]
+    return torch.cat(list(parts))

@@ -1,0 +1,126 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from fusionframes.ff_kernels.demo import WEIGHTS, batches, lessons
+from fusionframes.ff_kernels.demo.scenes import KEYFRAMES, SHAPES, Scene, reversed_scene
+from fusionframes.ff_kernels.model_files import TOKENIZER_NAME
+from fusionframes.ff_kernels.tokenizer import Tokenizer
+
+LEFT = Scene("small", "red", "circle", "left", "black")
+RIGHT = Scene("small", "red", "circle", "right", "black")
+BLUE = Scene("small", "blue", "circle", "left", "black")
+
+
+@pytest.fixture(scope="module")
+def made():
+    latents = torch.randn(3, KEYFRAMES, 4, 16, 16, generator=torch.Generator().manual_seed(0)).half()
+    movq = SimpleNamespace(encode=lambda pixels: pixels.mean(dim=1, keepdim=True).expand(-1, 4, -1, -1)[..., ::4, ::4])
+    clips = batches.LatentClips(latents, (LEFT, RIGHT, BLUE))
+    return clips, lessons.make_lessons(clips, movq)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(WEIGHTS / "text_encoders" / TOKENIZER_NAME)
+
+
+def test_lessons_mean_counts_clips_that_run_backwards(made):
+    clips, found = made
+    left, right, _ = clips.latents.float()
+    assert torch.allclose(found.target(LEFT, 1.0), (left + right.flip(0)) / 2, atol=1e-3)
+    assert torch.allclose(found.target(RIGHT, 1.0), (right + left.flip(0)) / 2, atol=1e-3)
+
+
+def test_lessons_start_with_the_same_paint_for_every_colour(made):
+    _, found = made
+    assert torch.equal(found.target(LEFT, 0.0), found.target(BLUE, 0.0))
+    assert not torch.allclose(found.target(LEFT, 1.0), found.target(BLUE, 1.0))
+    half = (found.target(BLUE, 0.0) + found.target(BLUE, 1.0)) / 2
+    assert torch.allclose(found.target(BLUE, 0.5), half, atol=1e-6)
+
+
+def test_lessons_paint_moves_the_way_the_caption_says(made):
+    _, found = made
+    columns = torch.arange(16.0)
+    for scene, sign in ((LEFT, -1), (RIGHT, 1)):
+        paint = (found.target(scene, 0.0) - found.plain["black"])[:, 0].sum(dim=1)  # [T, w]
+        places = (paint * columns).sum(dim=1) / paint.sum(dim=1)
+        assert (sign * places.diff() > 1).all()
+
+
+def test_colours_come_in_after_a_hold_and_stay():
+    assert lessons.colours_at(0.0) == lessons.colours_at(lessons.HOLD) == 0
+    assert lessons.colours_at(lessons.HOLD + lessons.RAMP / 2) == pytest.approx(0.5)
+    assert lessons.colours_at(0.9) == 1
+
+
+@pytest.fixture(scope="module")
+def twins(made):
+    movq = SimpleNamespace(encode=lambda pixels: pixels.mean(dim=1, keepdim=True).expand(-1, 4, -1, -1)[..., ::4, ::4])
+    return lessons.encode_twins(movq, 0, 3)
+
+
+def test_encode_twins_differ_in_shape_alone(twins):
+    for start in range(0, 12, 4):
+        scenes = twins.scenes[start : start + 4]
+        assert [scene.shape for scene in scenes] == list(SHAPES)
+        assert len({replace(scene, shape="circle") for scene in scenes}) == 1
+        clips = twins.latents[start : start + 4].float()
+        assert (clips[0] - clips[1:]).abs().amax(dim=(1, 2, 3, 4)).min() > 0.1
+        # The same place: of every pair most of the picture is equal.
+        assert ((clips[0] - clips[1:]).abs() < 1e-3).float().mean(dim=(1, 2, 3, 4)).min() > 0.7
+
+
+def test_draw_twins_shows_another_shape_than_the_one_it_names(twins, tokenizer):
+    clips = list(twins.latents.float())
+    both = clips + [clip.flip(0) for clip in clips]
+    words = [scene.caption() for scene in twins.scenes]
+    words += [reversed_scene(scene).caption() for scene in twins.scenes]
+    for seed in range(3):
+        latents, _, ids, mask, keep, _, bars, shown = lessons.draw_twins(
+            np.random.default_rng(seed), 8, twins, tokenizer
+        )
+        assert keep.all()
+        assert ((bars > 0.2) & (bars < 0.95)).all()
+        for i in range(8):
+            asked = [k for k, clip in enumerate(both) if torch.equal(clip, latents[i])]
+            seen = [k for k, clip in enumerate(both) if torch.equal(clip, shown[i])]
+            assert any(a // 4 == b // 4 and a != b for a in asked for b in seen)
+            said = ids[i][: mask[i].sum()]
+            assert any(torch.equal(tokenizer.encode(words[k]).ids[0], said) for k in asked)
+
+
+def test_draw_keyframes_and_lessons_mixes_clips_noise_and_twins(made, twins, tokenizer):
+    clips, found = made
+    for seed in range(4):
+        latents, noise, ids, mask, keep, timesteps, bars, shown = lessons.draw_keyframes_and_lessons(
+            np.random.default_rng(seed), 16, clips, found, twins, tokenizer
+        )
+        assert latents.shape == noise.shape == shown.shape == (16, KEYFRAMES, 4, 16, 16)
+        assert ids.shape == mask.shape
+        assert len(keep) == len(timesteps) == len(bars) == 16
+        assert torch.equal(latents[:10], shown[:10])
+        assert not shown[10:12].any()
+        assert (bars[10:12] < 0.04).all()
+        assert (latents[12:] - shown[12:]).abs().amax(dim=(1, 2, 3, 4)).min() > 0.1
+        assert keep[10:].all()
+        # A tokenized caption ends with the token 1, and nothing but padding follows.
+        lengths = mask.sum(dim=1)
+        assert (ids[torch.arange(16), lengths - 1] == 1).all()
+        assert not ids[mask == 0].any()
+
+
+def test_draw_keyframes_and_lessons_without_room_for_a_lesson_draws_clips(made, twins, tokenizer):
+    clips, found = made
+    latents, *_, shown = lessons.draw_keyframes_and_lessons(np.random.default_rng(0), 1, clips, found, twins, tokenizer)
+    assert torch.equal(latents, shown)
+
+
+def test_draw_steps_keeps_to_its_span():
+    timesteps, bars = lessons.draw_steps(np.random.default_rng(0), 200, lessons.BLIND_STEPS)
+    assert set(timesteps.tolist()) == {880, 900, 920, 940, 960}
+    assert torch.equal(timesteps.argsort(stable=True), bars.argsort(descending=True, stable=True))
