@@ -29,6 +29,7 @@ from .scenes import (
     SHAPES,
     Scene,
     frame_times,
+    is_held_out,
     paraphrase,
     render,
     reversed_scene,
@@ -41,7 +42,8 @@ from .scenes import (
 PAINT = 0.6
 # Of a stage of lessons, the share before colours come in and the share over which they do.
 HOLD, RAMP = 2 / 9, 3 / 9
-# Noise levels of 50 steps, noisiest last, at which hardly anything of a clip is seen.
+# Of 50 steps, the noisiest last, a span at which hardly anything of a clip is seen; its end, the last step, is left
+# out, as nothing at all is.
 BLIND_STEPS = (44, 49)
 # The steps at which outlines are seen well enough to be drawn anew and not so well that they are there already.
 OUTLINE_STEPS = (8, 34)
@@ -130,18 +132,26 @@ def draw_lessons(
     return _lesson(rng, latents, torch.zeros_like(latents), batches.tokenize(tokenizer, said), BLIND_STEPS)
 
 
+def _shapes_of(scene: Scene) -> list[Scene]:
+    return [replace(scene, shape=shape) for shape in SHAPES]
+
+
 @torch.inference_mode()
 def encode_twins(movq: MoVQ, seed: int, count: int) -> LatentClips:
-    """Encode ``count`` layouts with each of the four shapes, which follow each other in ``SHAPES``' order."""
+    """Encode ``count`` layouts with each of the four shapes, which follow each other in ``SHAPES``' order.
+
+    Only scenes are drawn of which no shape is held out.
+    """
     latents, scenes = [], []
     for i in range(count):
         rng = np.random.default_rng([seed, i])
-        scene = batches.draw_scene(rng)
-        # The triangle is the largest, so that the others fit where it does.
-        layout = sample_layout(replace(scene, shape="triangle"), rng)
-        for shape in SHAPES:
-            scenes.append(replace(scene, shape=shape))
-            latents.append(movq.encode(render(scenes[-1], layout, frame_times(KEYFRAMES)) * 2 - 1).half())
+        group = _shapes_of(batches.draw_scene(rng))
+        while any(map(is_held_out, group)):
+            group = _shapes_of(batches.draw_scene(rng))
+        # Where a cross fits the others do: the triangle is wider by a quarter of a pixel, which the margin has.
+        layout = sample_layout(replace(group[0], shape="cross"), rng)
+        scenes.extend(group)
+        latents.extend(movq.encode(render(scene, layout, frame_times(KEYFRAMES)) * 2 - 1).half() for scene in group)
     return LatentClips(torch.stack(latents), tuple(scenes))
 
 
@@ -168,7 +178,7 @@ def _lesson(
 
 
 def draw_steps(rng: np.random.Generator, batch: int, span: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Draw one of 50 steps per clip from a span, step 49 being the noisiest: timestep and cumulative alpha, ``[B]``."""
+    """Draw a timestep and its cumulative alpha per clip, ``[B]``: one of 50 steps from a span without its end."""
     told, bars = batches.noise_levels(50)
     picks = torch.from_numpy(rng.integers(*span, size=batch))
     return told.flip(0)[picks], bars.flip(0)[picks]

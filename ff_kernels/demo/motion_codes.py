@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.keyframe_unet import KeyframeUNet, keyframe_positions
+from .least_squares import fit_affine
 from .scenes import Scene
 
 # Opposite motions, and one that has no opposite; every one gets a channel.
@@ -99,13 +100,7 @@ def write_motion(unet: KeyframeUNet, vectors: Tensor, told: Tensor) -> None:
 
 
 def _fit(linear: nn.Linear, rows: list[int], inputs: Tensor, outputs: Tensor, ridge: float = 0.0) -> None:
-    """Set rows of a linear layer so that they map ``inputs [N, E]`` to ``outputs [N, rows]`` by least squares."""
-    table = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1).double()
-    if ridge:
-        penalty = ridge * torch.eye(table.shape[1], dtype=table.dtype)
-        penalty[-1, -1] = 0
-        solution = torch.linalg.solve(table.T @ table + penalty, table.T @ outputs.double())
-    else:
-        solution = torch.linalg.pinv(table) @ outputs.double()
+    """Set rows of a linear layer so that they map ``inputs [N, E]`` to ``outputs [N, rows]``."""
+    solution = fit_affine(inputs, outputs, ridge=ridge)
     linear.weight[rows] = solution[:-1].T.to(linear.weight)
     linear.bias[rows] = solution[-1].to(linear.bias)

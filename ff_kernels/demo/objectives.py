@@ -20,7 +20,7 @@ LATENT_NOISE = 0.02
 MIN_WEIGHT = 0.05
 # Errors of the predicted noise weigh as errors of v = eps / sqrt(a) do, up to this factor. Without a cap the noisiest
 # steps, which can only guess, drown the others, and shapes are not learnt; they decide what moves where, which a cap of
-# 5 did not teach by itself. Lessons (lessons.py) teach it, and leave nothing to guess: they are not capped.
+# 5 did not teach by itself. Lessons (lessons.py) teach it, and leave little to guess: they are not capped.
 MAX_WEIGHT = 10.0
 
 
@@ -88,7 +88,7 @@ class PoolingReading(nn.Module):
 
     The norms multiply features by what they read in the sum of time and pooled text. A pooling that a U-Net learns by
     itself holds what helps at once, which is colour, and no direction: 0.08 of its variance could be read, against
-    0.68 of whether things grow.
+    0.68 of whether things grow. The rest of the objective is frozen in place.
     """
 
     def __init__(self, objective: "KeyframeNoise", classes: tuple[int, ...]) -> None:
@@ -161,7 +161,7 @@ class KeyframeNoise(nn.Module):
 
     @staticmethod
     def _most(latents: Tensor, shown: Tensor | None) -> Tensor:
-        """Return the largest weight of each clip: one that shows something else has one answer, and weighs in full."""
+        """Return the largest weight of each clip: one that shows something else is a lesson and weighs in full."""
         most = latents.new_full((len(latents),), MAX_WEIGHT)
         return most if shown is None else most.masked_fill((shown != latents).flatten(1).any(dim=1), torch.inf)
 

@@ -149,8 +149,12 @@ def all_scenes() -> list[Scene]:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether a scene belongs to the evaluation split (about 12.5 %), the same on every machine."""
-    return zlib.crc32(scene.caption().encode("ascii")) % _HELD_OUT_MODULUS == 0
+    """Whether a scene belongs to the evaluation split (about 12.5 %), the same on every machine.
+
+    A scene and its reverse belong together, as training runs clips backwards.
+    """
+    caption = min(scene.caption(), reversed_scene(scene).caption())
+    return zlib.crc32(caption.encode("ascii")) % _HELD_OUT_MODULUS == 0
 
 
 def reversed_scene(scene: Scene) -> Scene:

@@ -76,7 +76,7 @@ class Workshop:
             device=self.device,
             dtype=self.dtype,
         )
-        self.save(stage, {k: averages.get(k, v.detach().cpu()) for k, v in objective.state_dict().items()})
+        self.save(stage, {k: averages.get(k, v) for k, v in objective.cpu().state_dict().items()})
 
     def _seeded(self, source: Draw | Course) -> Draw | Course:
         if not self.seed:
@@ -210,12 +210,14 @@ def keyframe_objective() -> objectives.KeyframeNoise:
 
 def run_start(shop: Workshop) -> None:
     """Teach the U-Net's pooling to read captions and set the start values that build on it."""
+    # What stays as it starts must be the same in a run that is resumed.
+    torch.manual_seed(shop.seed)
     objective = keyframe_objective()
     shop.load("text", objective)
     reading = objectives.PoolingReading(objective, tuple(map(len, ATTRIBUTES.values())))
     draw = partial(batches.draw_captions_at_steps, tokenizer=tokenizer(shop))
-    shop.train("start", reading, draw, recipe.READING_FIT)
-    shop.load("start", reading)
+    shop.train("reading", reading, draw, recipe.READING_FIT)
+    shop.load("reading", reading)
     start_keyframes(objective, tokenizer(shop))
     shop.save("start", objective.state_dict())
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fusionframes.ff_kernels.demo import WEIGHTS, batches, lessons
-from fusionframes.ff_kernels.demo.scenes import KEYFRAMES, SHAPES, Scene, reversed_scene
+from fusionframes.ff_kernels.demo.scenes import KEYFRAMES, SHAPES, Scene, is_held_out, reversed_scene
 from fusionframes.ff_kernels.model_files import TOKENIZER_NAME
 from fusionframes.ff_kernels.tokenizer import Tokenizer
 
@@ -73,6 +73,13 @@ def test_encode_twins_differ_in_shape_alone(twins):
         assert (clips[0] - clips[1:]).abs().amax(dim=(1, 2, 3, 4)).min() > 0.1
         # The same place: of every pair most of the picture is equal.
         assert ((clips[0] - clips[1:]).abs() < 1e-3).float().mean(dim=(1, 2, 3, 4)).min() > 0.7
+
+
+def test_encode_twins_shows_no_held_out_combination_forwards_or_backwards():
+    movq = SimpleNamespace(encode=lambda pixels: pixels[..., ::32, ::32])
+    scenes = lessons.encode_twins(movq, 1, 60).scenes
+    assert len(scenes) == 240
+    assert not any(is_held_out(scene) or is_held_out(reversed_scene(scene)) for scene in scenes)
 
 
 def test_draw_twins_shows_another_shape_than_the_one_it_names(twins, tokenizer):

@@ -69,6 +69,13 @@ def test_write_motion_puts_direction_times_time_into_a_channel_of_its_own(writte
     assert difference[:, others].abs().max() < 0.3 * difference[:, channel].abs().max()
 
 
+def test_write_motion_puts_the_beat_of_a_bounce_into_a_channel_of_its_own(written):
+    difference = written["bounces"] - written["stays"]
+    beat = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0])
+    assert torch.corrcoef(torch.stack([beat, difference[:, 5]]))[0, 1] > 0.8
+    assert difference[:, 2:5].abs().max() < 0.3 * difference[:, 5].abs().max()
+
+
 def test_write_motion_tells_every_frame_which_it_is(written):
     circle = written["stays"][:, :2]
     assert torch.allclose(circle.norm(dim=1), torch.ones(FRAMES), atol=0.2)

@@ -24,7 +24,7 @@ def unet():
 
 
 def predict(unet, x, timestep=960):
-    context = torch.randn(1, 9, recipe.CONTEXT_DIM, generator=torch.Generator().manual_seed(1))
+    context = torch.randn(1, 9, recipe.CONTEXT_DIM, generator=torch.Generator().manual_seed(1)).to(x.dtype)
     conditions = unet.prepare(
         context, torch.ones(1, 9), torch.tensor([timestep]), positions=keyframe_positions("1.0", FRAMES),
         num_frames=FRAMES,
@@ -67,6 +67,27 @@ def test_hold_noise_keeps_the_path_while_the_rest_learns(unet):
         branch.weight.zero_()
         branch.bias.zero_()
         assert torch.allclose(predict(unet, x), start, atol=1e-6)
+
+
+class Prediction(torch.nn.Module):
+    def __init__(self, unet):
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x):
+        return predict(self.unet, x)
+
+
+def test_hold_noise_holds_where_a_forward_runs_on_cast_weights(unet):
+    carry_noise(unet)
+    hold_noise(unet)
+    prediction = Prediction(unet)
+    cast = {key: value.to(torch.bfloat16) for key, value in prediction.named_parameters()}
+    out = torch.func.functional_call(prediction, cast, (noise().to(torch.bfloat16),))
+    out.float().square().mean().backward()
+    assert unet.out_layer[0].weight.grad.abs().max() == 0
+    assert unet.in_layer.weight.grad[:4].abs().max() == 0
+    assert unet.up_samples[-1].resnet_attn_blocks[-1][2].resnet_blocks[3].projection.weight.grad.abs().max() > 0
 
 
 def test_hold_noise_changes_no_weight(unet):

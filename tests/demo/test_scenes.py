@@ -60,6 +60,10 @@ def test_scene_with_unknown_word_names_it(attribute):
         scenes.Scene(**values | {attribute: "mauve"})
 
 
+def test_held_out_split_has_a_scene_with_its_reverse():
+    assert all(scenes.is_held_out(scene) == scenes.is_held_out(scenes.reversed_scene(scene)) for scene in ALL_SCENES)
+
+
 def test_held_out_split_leaves_every_pair_of_words_to_train_on():
     held_out = [scene for scene in ALL_SCENES if scenes.is_held_out(scene)]
     assert 0.1 < len(held_out) / len(ALL_SCENES) < 0.15

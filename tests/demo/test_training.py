@@ -10,7 +10,7 @@ from torch import nn
 from fusionframes.ff_kernels.demo import batches, objectives, recipe, stages
 from fusionframes.ff_kernels.demo.initial import initialise
 from fusionframes.ff_kernels.demo.latents import fit_latents_to_range
-from fusionframes.ff_kernels.demo.scenes import is_held_out
+from fusionframes.ff_kernels.demo.scenes import is_held_out, reversed_scene
 from fusionframes.ff_kernels.demo.training import Course, Fit, learning_rate_at, train
 from fusionframes.ff_kernels.model_files import find_models
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
@@ -41,6 +41,10 @@ class Line(nn.Module):
 
 def draw_line(rng, batch):
     return (torch.from_numpy(rng.standard_normal((batch, 1), dtype=np.float32)),)
+
+
+def draw_nothing(rng, batch):
+    return (torch.zeros(batch, 1),)
 
 
 FIT = Fit(steps=200, batch=8, learning_rate=0.1, warmup=5, weight_decay=0, average=0.9)
@@ -98,11 +102,17 @@ def test_train_asks_a_course_for_the_batches_of_every_step(tmp_path):
         shares.append(done)
         return draw_line
 
+    torch.manual_seed(1)
     course = train(Line(), Course(at), FIT, tmp_path / "course.pt", **CPU)
     assert shares == [step / FIT.steps for step in range(FIT.steps)]
     torch.manual_seed(1)
-    plain = fitted(tmp_path / "plain.pt")
-    assert course.keys() == plain.keys()
+    plain = train(Line(), draw_line, FIT, tmp_path / "plain.pt", **CPU)
+    torch.manual_seed(1)
+    other = train(
+        Line(), Course(lambda done: draw_line if done < 0.5 else draw_nothing), FIT, tmp_path / "other.pt", **CPU
+    )
+    assert all(torch.equal(course[key], plain[key]) for key in plain)
+    assert not all(torch.allclose(other[key], plain[key], atol=1e-3) for key in plain)
 
 
 def test_keyframe_noise_of_a_perfect_network_is_zero_error_whatever_clip_is_shown():
@@ -131,9 +141,25 @@ def test_keyframe_noise_of_a_perfect_network_is_zero_error_whatever_clip_is_show
     assert objective(latents, noise, *args).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_draw_scene_never_draws_a_held_out_combination():
+def test_draw_scene_never_draws_a_held_out_combination_nor_the_reverse_of_one():
     rng = np.random.default_rng(0)
-    assert not any(is_held_out(batches.draw_scene(rng)) for _ in range(500))
+    drawn = [batches.draw_scene(rng) for _ in range(500)]
+    assert not any(is_held_out(scene) or is_held_out(reversed_scene(scene)) for scene in drawn)
+
+
+def test_workshop_with_another_seed_draws_other_batches_from_a_course_too(tmp_path):
+    drawn = {}
+    for seed in (0, 1):
+        rows = drawn[seed] = []
+
+        def draw(rng, batch, rows=rows):
+            rows.append(draw_line(rng, batch)[0])
+            return (rows[-1],)
+
+        shop = stages.Workshop(tmp_path / str(seed), CPU["device"], CPU["dtype"], seed=seed)
+        shop.train("line", Line(), Course(lambda done, draw=draw: draw), replace(FIT, steps=3))
+    assert len(drawn[0]) == len(drawn[1]) == 3
+    assert not any(torch.equal(a, b) for a, b in zip(drawn[0], drawn[1], strict=True))
 
 
 def test_draw_gaps_frames_join_to_the_window_they_were_cut_from():
