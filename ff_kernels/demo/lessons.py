@@ -52,6 +52,7 @@ LESSON_SHARE = 1 / 8
 TWIN_SHARE = 1 / 4
 # Share of the other clips that are drawn at the steps that decide outlines.
 OUTLINE_SHARE = 0.4
+# Of lessons, the share whose caption is never reworded.
 _CANONICAL_SHARE = 0.5
 _LAYOUTS = 32
 

@@ -42,15 +42,18 @@ class Reconstruction(nn.Module):
         noisy = latents + LATENT_NOISE * torch.randn_like(latents)
         out = self.movq.decode(noisy.to(dtype), frames=1).float()
         spread = (latents.std() - 0.5).square() + F.relu(latents.abs() - 1).square().mean()
-        return F.l1_loss(out, pixels) + gradient_loss(out, pixels) + 0.1 * spread
+        return picture_error(out, pixels) + 0.1 * spread
 
 
 class FrozenEncoder(nn.Module):
-    """Latents of a clip to its frames, for a decoder over a frozen encoder (paper section 4.4)."""
+    """Latents of a clip to its frames, for a decoder over a frozen encoder (paper section 4.4).
 
-    def __init__(self, movq: MoVQ) -> None:
+    ``squared`` weighs the squares of errors beside their sizes: few large ones decide the PSNR.
+    """
+
+    def __init__(self, movq: MoVQ, squared: float = 0.0) -> None:
         super().__init__()
-        self.movq = movq
+        self.movq, self.squared = movq, squared
         for part in (movq.encoder, movq.quant_conv):
             part.requires_grad_(False)
 
@@ -62,7 +65,7 @@ class FrozenEncoder(nn.Module):
             latents = self.movq.encode(frames.to(dtype, memory_format=torch.channels_last)).float()
         noisy = latents + LATENT_NOISE * torch.randn_like(latents)
         out = self.movq.decode(noisy.to(dtype), frames=pixels.shape[1]).float()
-        return F.l1_loss(out, frames) + gradient_loss(out, frames)
+        return picture_error(out, frames, self.squared)
 
 
 class CaptionReading(nn.Module):
@@ -231,6 +234,10 @@ class MaskedVelocity(_GapObjective):
         return self._error(groups, noise, lambda noisy: torch.cat([noisy.flatten(1, 2), shown], dim=2), *conditions)
 
 
-def gradient_loss(a: Tensor, b: Tensor) -> Tensor:
-    """Return the L1 distance of horizontal and vertical differences of ``[N, C, H, W]`` pictures."""
-    return F.l1_loss(a.diff(dim=-1), b.diff(dim=-1)) + F.l1_loss(a.diff(dim=-2), b.diff(dim=-2))
+def picture_error(a: Tensor, b: Tensor, squared: float = 0.0) -> Tensor:
+    """Return the L1 distance of ``[N, C, H, W]`` pictures and of their horizontal and vertical differences.
+
+    Each of the three has ``squared`` times its mean square added.
+    """
+    pairs = ((a, b), (a.diff(dim=-1), b.diff(dim=-1)), (a.diff(dim=-2), b.diff(dim=-2)))
+    return sum(F.l1_loss(x, y) + squared * F.mse_loss(x, y) for x, y in pairs)

@@ -172,7 +172,7 @@ def run_movq(shop: Workshop) -> None:
 
 def run_decoder(shop: Workshop) -> None:
     """Train the image decoder further over the frozen encoder, in float32 for the last decibels."""
-    objective = objectives.FrozenEncoder(MoVQ(recipe.MOVQ))
+    objective = objectives.FrozenEncoder(MoVQ(recipe.MOVQ), recipe.DECODER_SQUARED)
     shop.load("movq", objective)
     shop.train(IMAGE_DECODER, objective, draw_single, recipe.DECODER_FIT)
 

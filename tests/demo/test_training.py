@@ -302,3 +302,11 @@ def test_every_stage_runs_from_nothing_to_a_model_that_generates(tmp_path):
     again = partial(stages.run_text, shop)
     again()
     assert (tmp_path / "text.safetensors").exists()
+
+
+def test_picture_error_adds_squares_of_pixels_and_of_differences():
+    a = torch.zeros(1, 1, 2, 2)
+    b = torch.tensor([[[[0.0, 2.0], [0.0, 2.0]]]])
+    # Pixels differ by 0 and 2, neighbours in a row by 2, neighbours in a column by nothing.
+    assert objectives.picture_error(a, b).item() == pytest.approx(1 + 2)
+    assert objectives.picture_error(a, b, squared=0.5).item() == pytest.approx(1 + 2 + 0.5 * (2 + 4))
