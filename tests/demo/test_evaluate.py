@@ -42,7 +42,8 @@ def test_demo_movq_keeps_true_frames(pipeline):
 
 @pytest.mark.parametrize(("passes", "frames"), [(1, MEDIUM_FRAMES), (2, FULL_FRAMES)])
 def test_demo_interpolation_beats_linear_blending(pipeline, passes, frames):
-    ours, linear = interpolation_psnr(pipeline, true_clips(4, frames), passes)
+    # As many as the evaluation has: with four, one clip moves the gain by more than the room it has.
+    ours, linear = interpolation_psnr(pipeline, true_clips(16, frames), passes)
     assert ours - linear >= THRESHOLDS["interpolation_gain"]
 
 
