@@ -140,16 +140,24 @@ def draw_normal(rng: np.random.Generator, like: Tensor) -> Tensor:
     return torch.from_numpy(rng.standard_normal(tuple(like.shape), dtype=np.float32))
 
 
+def run_backwards(latents: Tensor, backwards: np.ndarray) -> Tensor:
+    """Return clips ``[B, F, 4, h, w]``, those where ``backwards [B]`` is true with their frames in reverse."""
+    return torch.where(torch.from_numpy(backwards)[:, None, None, None, None], latents.flip(1), latents)
+
+
+def reverse_scenes(scenes: list[Scene], backwards: np.ndarray) -> list[Scene]:
+    """Return what clips of ``scenes`` show when those where ``backwards [B]`` is true run backwards."""
+    return [reversed_scene(scene) if back else scene for scene, back in zip(scenes, backwards, strict=True)]
+
+
 def draw_keyframes(
     rng: np.random.Generator, batch: int, clips: LatentClips, tokenizer: Tokenizer
 ) -> tuple[Tensor, ...]:
     """Draw a batch for ``KeyframeNoise``; half of the clips run backwards under the reversed caption."""
     picks = rng.integers(len(clips.scenes), size=batch)
     backwards = rng.random(batch) < 0.5
-    latents = clips.latents[torch.from_numpy(picks)].float()
-    latents = torch.where(torch.from_numpy(backwards)[:, None, None, None, None], latents.flip(1), latents)
-    scenes = [clips.scenes[pick] for pick in picks]
-    scenes = [reversed_scene(s) if flip else s for s, flip in zip(scenes, backwards, strict=True)]
+    latents = run_backwards(clips.latents[torch.from_numpy(picks)].float(), backwards)
+    scenes = reverse_scenes([clips.scenes[pick] for pick in picks], backwards)
     ids, mask = tokenize(tokenizer, [paraphrase(scene, rng) for scene in scenes])
     keep = torch.from_numpy(rng.random(batch) >= CAPTION_DROPOUT)
     return latents, draw_normal(rng, latents), ids, mask, keep, *draw_noise_levels(rng, batch)

@@ -51,7 +51,7 @@ def caption_vectors(
         keep = torch.from_numpy(rng.random(_BATCH) >= _NULL_SHARE)
         picks = torch.from_numpy(rng.integers(len(steps), size=_BATCH))
         ids, mask = batches.tokenize(tokenizer, [scene.caption() for scene in scenes])
-        told = torch.tensor([directions(scene) for scene in scenes]) * keep[:, None]
+        told = torch.tensor([directions(scene if kept else None) for scene, kept in zip(scenes, keep, strict=True)])
         rows.append((objective.vectors(ids, mask, keep, steps[picks]), told, bars[picks].sqrt().float()))
     return tuple(torch.cat(column) for column in zip(*rows, strict=True))
 

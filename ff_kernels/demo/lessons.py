@@ -163,11 +163,12 @@ def draw_twins(rng: np.random.Generator, batch: int, twins: LatentClips, tokeniz
     seen = rng.integers(count, size=batch)
     named = first + (seen + rng.integers(1, count, size=batch)) % count
     backwards = rng.random(batch) < 0.5
-    flip = torch.from_numpy(backwards)[:, None, None, None, None]
-    pair = (twins.latents[torch.from_numpy(places)].float() for places in (named, first + seen))
-    latents, shown = (torch.where(flip, clips.flip(1), clips) for clips in pair)
-    scenes = [twins.scenes[place] for place in named]
-    said = [(reversed_scene(s) if back else s).caption() for s, back in zip(scenes, backwards, strict=True)]
+    latents, shown = (
+        batches.run_backwards(twins.latents[torch.from_numpy(places)].float(), backwards)
+        for places in (named, first + seen)
+    )
+    scenes = batches.reverse_scenes([twins.scenes[place] for place in named], backwards)
+    said = [scene.caption() for scene in scenes]
     return _lesson(rng, latents, shown, batches.tokenize(tokenizer, said), OUTLINE_STEPS)
 
 

@@ -102,7 +102,8 @@ class PoolingReading(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor, labels: Tensor, timesteps: Tensor) -> Tensor:
         """Return the summed cross-entropy of ``labels`` ``[B, attributes]``."""
-        vectors = self.noise.vectors(ids, mask, torch.ones(len(ids), dtype=torch.bool), timesteps)
+        keep = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        vectors = self.noise.vectors(ids, mask, keep, timesteps)
         return sum(F.cross_entropy(head(vectors), labels[:, i]) for i, head in enumerate(self.heads))
 
 
@@ -155,18 +156,16 @@ class KeyframeNoise(nn.Module):
             context, mask, timesteps[None], positions=keyframe_positions("1.0", T), num_frames=T
         )
         bar = alpha_bar[:, None, None, None, None]
-        x = bar.sqrt() * (latents if shown is None else shown) + (1 - bar).sqrt() * noise
-        target = noise if shown is None else noise + (bar / (1 - bar)).sqrt() * (shown - latents)
+        shown = latents if shown is None else shown
+        x = bar.sqrt() * shown + (1 - bar).sqrt() * noise
+        target = noise + (bar / (1 - bar)).sqrt() * (shown - latents)
         x = x.flatten(0, 1).to(dtype, memory_format=torch.channels_last)
         out = self.unet(x, conditions).float().unflatten(0, (B, T))
         error = (out - target).square().mean(dim=(1, 2, 3, 4))
-        return (error * (1 / alpha_bar).minimum(self._most(latents, shown))).mean()
-
-    @staticmethod
-    def _most(latents: Tensor, shown: Tensor | None) -> Tensor:
-        """Return the largest weight of each clip: one that shows something else is a lesson and weighs in full."""
-        most = latents.new_full((len(latents),), MAX_WEIGHT)
-        return most if shown is None else most.masked_fill((shown != latents).flatten(1).any(dim=1), torch.inf)
+        weight = 1 / alpha_bar
+        # A clip that shows something else is a lesson and weighs in full.
+        is_lesson = (shown != latents).flatten(1).any(dim=1)
+        return (error * torch.where(is_lesson, weight, weight.clamp(max=MAX_WEIGHT))).mean()
 
 
 class _GapObjective(nn.Module):
