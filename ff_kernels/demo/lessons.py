@@ -3,10 +3,16 @@
 Every clip of a caption shows its object elsewhere, in one of 24 pairs of colours, and the mean over all of them knows
 no direction: a product of direction, time, place and colours has no gradient until its parts are there. A lesson
 shows pure noise and asks for the mean clip of its caption, at first with every object in the same paint, so that the
-network learns where things are, and then more and more in the colours that the caption names.
+network learns where things are, and then more and more in the colours that the caption names. The noise is quiet at
+first, as at full strength it drowns what the caption makes of the features.
+
+Lessons come in pairs of opposite captions under the same noise. What both answers have in common, which is nearly all
+of the error, cancels in their difference, and the difference weighs more (``objectives.CONTRAST``). Of what tells left
+from right, 0.5 to 1.1 was drawn after 200 steps so; nothing without the weight, nothing in loud noise, and nothing
+after 1,277 steps with neither.
 
 Shapes have lessons of their own, as half seen they can be guessed without the caption: of twins, clips that differ in
-shape alone, one is shown and the other asked for.
+shape alone, one is shown and two others are asked for.
 """
 
 from collections import defaultdict
@@ -40,21 +46,44 @@ from .scenes import (
 
 # What every object is painted with at first, in all latent channels.
 PAINT = 0.6
-# Of a stage of lessons, the share before colours come in and the share over which they do.
-HOLD, RAMP = 2 / 9, 3 / 9
+# How loud the noise is at first, as a share of its own strength.
+QUIET = 0.05
+# Of a stage of lessons, the share before colours and noise come in and the share over which they do.
+HOLD, RAMP = 0.2, 0.3
 # Of 50 steps, the noisiest last, a span at which hardly anything of a clip is seen; its end, the last step, is left
 # out, as nothing at all is.
 BLIND_STEPS = (44, 49)
 # The steps at which outlines are seen well enough to be drawn anew and not so well that they are there already.
 OUTLINE_STEPS = (8, 34)
-# Share of the clips of a batch that are lessons from noise, and from a twin.
-LESSON_SHARE = 1 / 8
-TWIN_SHARE = 1 / 4
 # Share of the other clips that are drawn at the steps that decide outlines.
 OUTLINE_SHARE = 0.4
-# Of lessons, the share whose caption is never reworded.
+# Of pairs of lessons, the share whose captions are never reworded.
 _CANONICAL_SHARE = 0.5
 _LAYOUTS = 32
+# Motions that no reversed clip shows of each other.
+_UP_OR_NOT = {"bounces": "stays", "stays": "bounces"}
+_GROWTH = ("grows", "shrinks")
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Which shares of a batch are lessons; the rest are clips as they are.
+
+    Attributes:
+        growth: lessons from noise that tell growing from shrinking, the last that is learnt.
+        noise: other lessons from noise.
+        twins: lessons from a twin.
+        pairs_twins: whether the difference of two twins weighs more; outlines are learnt sooner so, but overdrawn.
+    """
+
+    growth: float
+    noise: float
+    twins: float
+    pairs_twins: bool
+
+
+FIRST = Mix(growth=0, noise=1 / 8, twins=1 / 4, pairs_twins=True)
+FINISH = Mix(growth=1 / 8, noise=1 / 8, twins=1 / 8, pairs_twins=False)
 
 
 @dataclass(frozen=True)
@@ -62,16 +91,20 @@ class Lessons:
     """What there is to learn about each caption, as latents.
 
     Attributes:
-        scenes: scenes to ask for, as often as clips show them.
+        pairs: scenes to ask for, as often as clips show them, and what each is told apart from.
         means: mean clip ``[T, 4, h, w]`` for size, colour, motion and background; the shape hardly shows in it.
         plain: background alone, ``[4, h, w]``.
         coverage: share of clips in which the object covers a place, ``[T, 1, h, w]`` for size, shape and motion.
     """
 
-    scenes: tuple[Scene, ...]
+    pairs: tuple[tuple[Scene, Scene], ...]
     means: dict[tuple[str, ...], Tensor]
     plain: dict[str, Tensor]
     coverage: dict[tuple[str, ...], Tensor]
+
+    def of_growth(self) -> "Lessons":
+        """Return the lessons that tell growing from shrinking, or all where clips show neither."""
+        return replace(self, pairs=tuple(pair for pair in self.pairs if pair[0].motion in _GROWTH) or self.pairs)
 
     def target(self, scene: Scene, colours: float) -> Tensor:
         """Return the clip ``[T, 4, h, w]`` to draw for a scene: all paint at ``colours`` 0, the mean clip at 1."""
@@ -92,17 +125,25 @@ def make_lessons(clips: LatentClips, movq: MoVQ) -> Lessons:
     members = defaultdict(list)
     for i, scene in enumerate(both):
         members[_visible(scene)].append(i)
+    shown = set(both)
+    pairs = tuple((scene, other) for scene in both if (other := _opposite(scene)) in shown)
     side = latents.shape[-1]
     plain = {
         name: movq.encode((torch.tensor(rgb) * 2 - 1)[None, :, None, None].expand(1, 3, IMAGE_SIZE, IMAGE_SIZE))[0]
         for name, rgb in BACKGROUNDS.items()
     }
     return Lessons(
-        scenes=tuple(both),
+        pairs=pairs,
         means={key: latents[places].float().mean(dim=0) for key, places in members.items()},
         plain=plain,
         coverage={(s.size, s.shape, s.motion): _mean_coverage(s, side) for s in set(map(_uncoloured, both))},
     )
+
+
+def _opposite(scene: Scene) -> Scene:
+    """The scene that differs in its motion: the other way, or up and down against not at all."""
+    other = reversed_scene(scene)
+    return replace(other, motion=_UP_OR_NOT.get(other.motion, other.motion))
 
 
 def _uncoloured(scene: Scene) -> Scene:
@@ -118,19 +159,32 @@ def _mean_coverage(scene: Scene, side: int) -> Tensor:
     return total / _LAYOUTS
 
 
-def colours_at(done: float) -> float:
-    """Return how much of the caption's colours a lesson asks for when a share ``done`` of the stage is over."""
+def grown_at(done: float) -> float:
+    """Return how far colours and noise have come in, 0..1, when a share ``done`` of the stage is over."""
     return min(1.0, max(0.0, (done - HOLD) / RAMP))
 
 
 def draw_lessons(
-    rng: np.random.Generator, batch: int, lessons: Lessons, tokenizer: Tokenizer, colours: float = 1.0
+    rng: np.random.Generator, batch: int, lessons: Lessons, tokenizer: Tokenizer, grown: float = 1.0
 ) -> tuple[Tensor, ...]:
-    """Draw a batch for ``KeyframeNoise`` of lessons from noise alone: the last tensor, what is shown, is zero."""
-    scenes = [lessons.scenes[pick] for pick in rng.integers(len(lessons.scenes), size=batch)]
-    said = [s.caption() if rng.random() < _CANONICAL_SHARE else paraphrase(s, rng) for s in scenes]
-    latents = torch.stack([lessons.target(scene, colours) for scene in scenes])
-    return _lesson(rng, latents, torch.zeros_like(latents), batches.tokenize(tokenizer, said), BLIND_STEPS)
+    """Draw a batch for ``KeyframeNoise`` of lessons from noise alone: what is shown is zero.
+
+    Args:
+        rng: source of the random numbers.
+        batch: lessons, an even number: opposites follow each other.
+        lessons: what there is to learn.
+        tokenizer: of the text encoder.
+        grown: 0 asks for paint and shows quiet noise, 1 asks for colours and shows all of it.
+    """
+    pairs = [lessons.pairs[pick] for pick in rng.integers(len(lessons.pairs), size=batch // 2)]
+    said = []
+    for pair in pairs:
+        canonical, seed = rng.random() < _CANONICAL_SHARE, int(rng.integers(2**62))
+        # Both captions of a pair are worded alike.
+        said += [s.caption() if canonical else paraphrase(s, np.random.default_rng(seed)) for s in pair]
+    latents = torch.stack([lessons.target(scene, grown) for pair in pairs for scene in pair])
+    loudness = QUIET + (1 - QUIET) * grown
+    return _paired(rng, latents, torch.zeros_like(latents), batches.tokenize(tokenizer, said), BLIND_STEPS, loudness)
 
 
 def _shapes_of(scene: Scene) -> list[Scene]:
@@ -157,26 +211,37 @@ def encode_twins(movq: MoVQ, seed: int, count: int) -> LatentClips:
 
 
 def draw_twins(rng: np.random.Generator, batch: int, twins: LatentClips, tokenizer: Tokenizer) -> tuple[Tensor, ...]:
-    """Draw a batch for ``KeyframeNoise`` that shows one twin and names another; half of the clips run backwards."""
+    """Draw a batch for ``KeyframeNoise`` that shows one twin and names two others; half of the clips run backwards.
+
+    ``batch`` is even: those that are shown the same follow each other.
+    """
     count = len(SHAPES)
-    first = count * rng.integers(len(twins.scenes) // count, size=batch)
-    seen = rng.integers(count, size=batch)
-    named = first + (seen + rng.integers(1, count, size=batch)) % count
-    backwards = rng.random(batch) < 0.5
+    shapes = np.stack([rng.permutation(count)[:3] for _ in range(batch // 2)])
+    first = count * rng.integers(len(twins.scenes) // count, size=batch // 2)
+    seen, named = (first + shapes[:, 0]).repeat(2), (first[:, None] + shapes[:, 1:]).reshape(-1)
+    backwards = (rng.random(batch // 2) < 0.5).repeat(2)
     latents, shown = (
-        batches.run_backwards(twins.latents[torch.from_numpy(places)].float(), backwards)
-        for places in (named, first + seen)
+        batches.run_backwards(twins.latents[torch.from_numpy(places)].float(), backwards) for places in (named, seen)
     )
     scenes = batches.reverse_scenes([twins.scenes[place] for place in named], backwards)
     said = [scene.caption() for scene in scenes]
-    return _lesson(rng, latents, shown, batches.tokenize(tokenizer, said), OUTLINE_STEPS)
+    return _paired(rng, latents, shown, batches.tokenize(tokenizer, said), OUTLINE_STEPS)
 
 
-def _lesson(
-    rng: np.random.Generator, latents: Tensor, shown: Tensor, said: tuple[Tensor, Tensor], span: tuple[int, int]
+def _paired(
+    rng: np.random.Generator,
+    latents: Tensor,
+    shown: Tensor,
+    said: tuple[Tensor, Tensor],
+    span: tuple[int, int],
+    loudness: float = 1.0,
 ) -> tuple[Tensor, ...]:
-    keep = torch.ones(len(latents), dtype=torch.bool)
-    return latents, batches.draw_normal(rng, latents), *said, keep, *draw_steps(rng, len(latents), span), shown
+    """Give each two neighbours the same noise and step, and name them as each other's opposite."""
+    count = len(latents)
+    noise = loudness * batches.draw_normal(rng, latents[::2]).repeat_interleave(2, dim=0)
+    levels = (column.repeat_interleave(2) for column in draw_steps(rng, count // 2, span))
+    keep = torch.ones(count, dtype=torch.bool)
+    return latents, noise, *said, keep, *levels, shown, torch.tensor([1, -1]).repeat(count // 2)
 
 
 def draw_steps(rng: np.random.Generator, batch: int, span: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -193,18 +258,23 @@ def draw_keyframes_and_lessons(
     lessons: Lessons,
     twins: LatentClips,
     tokenizer: Tokenizer,
+    mix: Mix = FIRST,
 ) -> tuple[Tensor, ...]:
     """Draw a batch for ``KeyframeNoise``: clips as they are, lessons from noise and lessons from twins."""
-    blind, paired = round(batch * LESSON_SHARE), round(batch * TWIN_SHARE)
-    count = batch - blind - paired
+    # Pairs are not parted.
+    growing, blind, twin = (2 * round(batch * share / 2) for share in (mix.growth, mix.noise, mix.twins))
+    count = batch - growing - blind - twin
     *clip, timesteps, bars = batches.draw_keyframes(rng, count, clips, tokenizer)
     deciding, there = torch.from_numpy(rng.random(count) < OUTLINE_SHARE), draw_steps(rng, count, OUTLINE_STEPS)
     levels = (torch.where(deciding, new, old) for new, old in zip(there, (timesteps, bars), strict=True))
-    parts = [(*clip, *levels, clip[0])]
+    parts = [(*clip, *levels, clip[0], torch.zeros(count, dtype=torch.long))]
+    if growing:
+        parts.append(draw_lessons(rng, growing, lessons.of_growth(), tokenizer))
     if blind:
         parts.append(draw_lessons(rng, blind, lessons, tokenizer))
-    if paired:
-        parts.append(draw_twins(rng, paired, twins, tokenizer))
+    if twin:
+        *columns, opposite = draw_twins(rng, twin, twins, tokenizer)
+        parts.append((*columns, opposite * mix.pairs_twins))
     return tuple(_join(column) for column in zip(*parts, strict=True))
 
 

@@ -22,6 +22,9 @@ MIN_WEIGHT = 0.05
 # steps, which can only guess, drown the others, and shapes are not learnt; they decide what moves where, which a cap of
 # 5 did not teach by itself. Lessons (lessons.py) teach it, and leave little to guess: they are not capped.
 MAX_WEIGHT = 10.0
+# How much more than its share in the error the difference of a pair of lessons weighs: what tells opposite captions
+# apart is a tenth of the error or less, and at a weight of one it was not learnt.
+CONTRAST = 8.0
 
 
 class Reconstruction(nn.Module):
@@ -143,11 +146,15 @@ class KeyframeNoise(nn.Module):
         timesteps: Tensor,
         alpha_bar: Tensor,
         shown: Tensor | None = None,
+        opposite: Tensor | None = None,
     ) -> Tensor:
         """Return the weighted error of the noise predicted for ``latents`` ``[B, T, 4, h, w]``.
 
         With ``shown``, as ``latents``, the network sees those clips under the noise, and what it should take for noise
         is what leaves ``latents`` as the estimated clip all the same: the caption says so.
+
+        ``opposite`` ``[B]`` says how many rows further on a clip's opposite is, 0 where it has none; both are under
+        the same noise, and the error of their difference weighs more.
         """
         dtype = self.null_embedding.dtype
         B, T = latents.shape[:2]
@@ -161,7 +168,12 @@ class KeyframeNoise(nn.Module):
         target = noise + (bar / (1 - bar)).sqrt() * (shown - latents)
         x = x.flatten(0, 1).to(dtype, memory_format=torch.channels_last)
         out = self.unet(x, conditions).float().unflatten(0, (B, T))
-        error = (out - target).square().mean(dim=(1, 2, 3, 4))
+        wrong = out - target
+        error = wrong.square().mean(dim=(1, 2, 3, 4))
+        if opposite is not None:
+            # a^2 + b^2 = ((a + b)^2 + (a - b)^2) / 2, of which each of the two has one half.
+            apart = wrong - wrong[torch.arange(B, device=wrong.device) + opposite]
+            error = error + CONTRAST / 4 * apart.square().mean(dim=(1, 2, 3, 4))
         weight = 1 / alpha_bar
         # A clip that shows something else is a lesson and weighs in full.
         is_lesson = (shown != latents).flatten(1).any(dim=1)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.conversion import write_checkpoint
 from ..checkpoints.detection import NULL_KEY, Kind
+from ..errors import CheckpointError
 from ..frames_io import atomic_path
 from ..model_files import TOKENIZER_NAME
 from ..models.configs import LatentSpace
@@ -29,13 +30,23 @@ from .contexts import spread_projection
 from .initial import initialise
 from .keyframe_start import start_keyframes
 from .latents import fit_latents_to_range
-from .lessons import colours_at, draw_keyframes_and_lessons, draw_lessons, encode_twins, make_lessons
+from .lessons import (
+    FINISH,
+    FIRST,
+    Mix,
+    draw_keyframes_and_lessons,
+    draw_lessons,
+    encode_twins,
+    grown_at,
+    make_lessons,
+)
 from .noise_path import hold_noise
 from .scenes import ATTRIBUTES, caption_corpus
 from .training import Course, Draw, Fit, train
 
 CORPUS_CAPTIONS = 20_000
 IMAGE_DECODER = "decoder"
+FINISHED_KEYFRAMES = "finish"
 
 
 @dataclass(frozen=True)
@@ -93,8 +104,18 @@ class Workshop:
             save_file({k: v.clone().contiguous() for k, v in drop_aliases(weights).items()}, path)
 
     def load(self, stage: str, objective: nn.Module) -> None:
-        """Load the weights of a finished stage into an objective of the same kind."""
-        objective.load_state_dict(load_file(self.result(stage)), strict=False)
+        """Load the weights of a finished stage into an objective that holds all of them or some.
+
+        Raises:
+            CheckpointError: if it holds none of them.
+        """
+        weights = load_file(self.result(stage))
+        unknown = objective.load_state_dict(weights, strict=False).unexpected_keys
+        if len(unknown) == len(weights):
+            raise CheckpointError(
+                f"expected weights of {type(objective).__name__} in {self.result(stage)}, found none "
+                f"({', '.join(sorted(weights)[:3])}): remove the file and train stage {stage!r} again"
+            )
 
     def clips(self, name: str, encode: Callable[[], batches.LatentClips]) -> batches.LatentClips:
         """Return cached latents, encoding them the first time."""
@@ -235,15 +256,24 @@ def run_lessons(shop: Workshop) -> None:
     shop.load("start", objective)
     hold_noise(objective.unet)
     draw = partial(draw_lessons, lessons=lessons, tokenizer=tokenizer(shop))
-    shop.train("lessons", objective, Course(lambda done: partial(draw, colours=colours_at(done))), recipe.LESSON_FIT)
+    shop.train("lessons", objective, Course(lambda done: partial(draw, grown=grown_at(done))), recipe.LESSON_FIT)
 
 
 def run_keyframes(shop: Workshop) -> None:
     """Train text encoder, projection, null embedding and keyframe U-Net together."""
+    _train_keyframes(shop, "lessons", "keyframes", recipe.KEYFRAME_FIT, FIRST)
+
+
+def run_finish(shop: Workshop) -> None:
+    """Train them on with more lessons on growth and fewer on outlines."""
+    _train_keyframes(shop, "keyframes", FINISHED_KEYFRAMES, recipe.FINISH_FIT, FINISH)
+
+
+def _train_keyframes(shop: Workshop, earlier: str, stage: str, fit: Fit, mix: Mix) -> None:
     movq = trained_movq(shop)
     clips = keyframe_clips(shop, movq)
     objective = keyframe_objective()
-    shop.load("lessons", objective)
+    shop.load(earlier, objective)
     hold_noise(objective.unet)
     draw = partial(
         draw_keyframes_and_lessons,
@@ -251,8 +281,9 @@ def run_keyframes(shop: Workshop) -> None:
         lessons=make_lessons(clips, movq),
         twins=shop.clips("twins", lambda: encode_twins(movq, 9, shop.scaled(recipe.TWINS))),
         tokenizer=tokenizer(shop),
+        mix=mix,
     )
-    shop.train("keyframes", objective, draw, recipe.KEYFRAME_FIT)
+    shop.train(stage, objective, draw, fit)
 
 
 def run_interpolation(shop: Workshop) -> None:
@@ -298,7 +329,7 @@ def run_export(shop: Workshop) -> None:
         (target / folder).mkdir(parents=True, exist_ok=True)
     with atomic_path(target / "text_encoders" / TOKENIZER_NAME) as path:
         path.write_bytes((shop.folder / TOKENIZER_NAME).read_bytes())
-    keyframes, gaps = (load_file(shop.result(stage)) for stage in ("keyframes", "interpolation"))
+    keyframes, gaps = (load_file(shop.result(stage)) for stage in (FINISHED_KEYFRAMES, "interpolation"))
     movq = trained_movq(shop)
     space = measure_latent_space(movq, (batches.draw_frames(np.random.default_rng(i), 64)[0] for i in range(4)))
     parts = {
@@ -333,6 +364,7 @@ STAGES: dict[str, Callable[[Workshop], None]] = {
     "start": run_start,
     "lessons": run_lessons,
     "keyframes": run_keyframes,
+    FINISHED_KEYFRAMES: run_finish,
     "interpolation": run_interpolation,
     "export": run_export,
 }

@@ -52,10 +52,50 @@ def test_lessons_paint_moves_the_way_the_caption_says(made):
         assert (sign * places.diff() > 1).all()
 
 
-def test_colours_come_in_after_a_hold_and_stay():
-    assert lessons.colours_at(0.0) == lessons.colours_at(lessons.HOLD) == 0
-    assert lessons.colours_at(lessons.HOLD + lessons.RAMP / 2) == pytest.approx(0.5)
-    assert lessons.colours_at(0.9) == 1
+def test_colours_and_noise_come_in_after_a_hold_and_stay():
+    assert lessons.grown_at(0.0) == lessons.grown_at(lessons.HOLD) == 0
+    assert lessons.grown_at(lessons.HOLD + lessons.RAMP / 2) == pytest.approx(0.5)
+    assert lessons.grown_at(0.9) == 1
+
+
+def test_lessons_ask_only_for_pairs_that_clips_show():
+    movq = SimpleNamespace(encode=lambda pixels: pixels.mean(dim=1, keepdim=True).expand(-1, 4, -1, -1)[..., ::4, ::4])
+    bounces, stays = (replace(LEFT, motion=motion) for motion in ("bounces", "stays"))
+    grows, shrinks = (replace(LEFT, motion=motion) for motion in ("grows", "shrinks"))
+    shown = (bounces, stays, replace(BLUE, motion="stays"), grows)
+    found = lessons.make_lessons(batches.LatentClips(torch.zeros(4, KEYFRAMES, 4, 16, 16), shown), movq)
+    assert set(found.pairs) == {(bounces, stays), (stays, bounces), (grows, shrinks), (shrinks, grows)}
+
+
+def test_draw_lessons_shows_opposite_captions_the_same_noise(made, tokenizer):
+    _, found = made
+    for seed in range(5):
+        latents, noise, ids, mask, keep, timesteps, bars, shown, opposite = lessons.draw_lessons(
+            np.random.default_rng(seed), 8, found, tokenizer, grown=1.0
+        )
+        assert torch.equal(noise[::2], noise[1::2])
+        assert torch.equal(timesteps[::2], timesteps[1::2])
+        assert torch.equal(bars[::2], bars[1::2])
+        assert noise.std() == pytest.approx(1.0, abs=0.05)
+        assert keep.all()
+        assert not shown.any()
+        assert opposite.tolist() == [1, -1] * 4
+        named = 0
+        for scene in (LEFT, RIGHT, BLUE, reversed_scene(BLUE)):
+            words = tokenizer.encode(scene.caption()).ids[0]
+            for row in range(8):
+                if torch.equal(ids[row][: mask[row].sum()], words):
+                    named += 1
+                    assert torch.equal(latents[row], found.target(scene, 1.0))
+        assert named
+
+
+def test_draw_lessons_are_quiet_and_in_paint_at_first(made, tokenizer):
+    _, found = made
+    latents, noise, *_ = lessons.draw_lessons(np.random.default_rng(0), 8, found, tokenizer, grown=0.0)
+    assert noise.std() == pytest.approx(lessons.QUIET, rel=0.05)
+    painted = [found.target(scene, 0.0) for scene in (LEFT, RIGHT)]
+    assert all(any(torch.equal(row, target) for target in painted) for row in latents)
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +128,14 @@ def test_draw_twins_shows_another_shape_than_the_one_it_names(twins, tokenizer):
     words = [scene.caption() for scene in twins.scenes]
     words += [reversed_scene(scene).caption() for scene in twins.scenes]
     for seed in range(3):
-        latents, _, ids, mask, keep, _, bars, shown = lessons.draw_twins(
+        latents, noise, ids, mask, keep, _, bars, shown, opposite = lessons.draw_twins(
             np.random.default_rng(seed), 8, twins, tokenizer
         )
         assert keep.all()
+        assert opposite.tolist() == [1, -1] * 4
+        for same in (noise, bars, shown):
+            assert torch.equal(same[::2], same[1::2])
+        assert (latents[::2] - latents[1::2]).abs().amax(dim=(1, 2, 3, 4)).min() > 0.1
         assert ((bars > 0.2) & (bars < 0.95)).all()
         for i in range(8):
             asked = [k for k, clip in enumerate(both) if torch.equal(clip, latents[i])]
@@ -104,7 +148,7 @@ def test_draw_twins_shows_another_shape_than_the_one_it_names(twins, tokenizer):
 def test_draw_keyframes_and_lessons_mixes_clips_noise_and_twins(made, twins, tokenizer):
     clips, found = made
     for seed in range(4):
-        latents, noise, ids, mask, keep, timesteps, bars, shown = lessons.draw_keyframes_and_lessons(
+        latents, noise, ids, mask, keep, timesteps, bars, shown, opposite = lessons.draw_keyframes_and_lessons(
             np.random.default_rng(seed), 16, clips, found, twins, tokenizer
         )
         assert latents.shape == noise.shape == shown.shape == (16, KEYFRAMES, 4, 16, 16)
@@ -115,16 +159,36 @@ def test_draw_keyframes_and_lessons_mixes_clips_noise_and_twins(made, twins, tok
         assert (bars[10:12] < 0.04).all()
         assert (latents[12:] - shown[12:]).abs().amax(dim=(1, 2, 3, 4)).min() > 0.1
         assert keep[10:].all()
+        assert opposite.tolist() == [0] * 10 + [1, -1] * 3
         # A tokenized caption ends with the token 1, and nothing but padding follows.
         lengths = mask.sum(dim=1)
         assert (ids[torch.arange(16), lengths - 1] == 1).all()
         assert not ids[mask == 0].any()
 
 
+def test_draw_keyframes_and_lessons_at_the_end_tells_growth_and_weighs_twins_alone(twins, tokenizer):
+    movq = SimpleNamespace(encode=lambda pixels: pixels.mean(dim=1, keepdim=True).expand(-1, 4, -1, -1)[..., ::4, ::4])
+    shown = (LEFT, replace(LEFT, motion="grows"))
+    clips = batches.LatentClips(torch.randn(2, KEYFRAMES, 4, 16, 16), shown)
+    found = lessons.make_lessons(clips, movq)
+    growth = [found.target(replace(LEFT, motion=motion), 1.0) for motion in ("grows", "shrinks")]
+    for seed in range(4):
+        latents, *_, shown, opposite = lessons.draw_keyframes_and_lessons(
+            np.random.default_rng(seed), 16, clips, found, twins, tokenizer, lessons.FINISH
+        )
+        assert opposite.tolist() == [0] * 10 + [1, -1] * 2 + [0, 0]
+        assert all(any(torch.equal(row, target) for target in growth) for row in latents[10:12])
+        assert not shown[10:14].any()
+        assert shown[14:].any()
+
+
 def test_draw_keyframes_and_lessons_without_room_for_a_lesson_draws_clips(made, twins, tokenizer):
     clips, found = made
-    latents, *_, shown = lessons.draw_keyframes_and_lessons(np.random.default_rng(0), 1, clips, found, twins, tokenizer)
+    latents, *_, shown, opposite = lessons.draw_keyframes_and_lessons(
+        np.random.default_rng(0), 1, clips, found, twins, tokenizer
+    )
     assert torch.equal(latents, shown)
+    assert opposite.tolist() == [0]
 
 
 def test_draw_steps_keeps_to_its_span():

@@ -12,6 +12,7 @@ from fusionframes.ff_kernels.demo.initial import initialise
 from fusionframes.ff_kernels.demo.latents import fit_latents_to_range
 from fusionframes.ff_kernels.demo.scenes import is_held_out, reversed_scene
 from fusionframes.ff_kernels.demo.training import Course, Fit, learning_rate_at, train
+from fusionframes.ff_kernels.errors import CheckpointError
 from fusionframes.ff_kernels.model_files import find_models
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
 from fusionframes.ff_kernels.models.masked_unet import MaskedUNet
@@ -139,6 +140,12 @@ def test_keyframe_noise_of_a_perfect_network_is_zero_error_whatever_clip_is_show
     error = 0.2
     expected = (0.04 * torch.tensor([1 / 0.3, objectives.MAX_WEIGHT, 1 / 0.01])).mean().item()
     assert objective(latents, noise, *args).item() == pytest.approx(expected, rel=1e-4)
+    # What opposites have wrong alike weighs no more than alone; what they have wrong against each other does.
+    opposite = torch.tensor([0, 1, -1])
+    assert objective(latents, noise, *args, opposite).item() == pytest.approx(expected, rel=1e-4)
+    error = 0.2 * torch.tensor([1.0, 1.0, -1.0])[:, None, None, None, None]
+    expected += 0.04 * objectives.CONTRAST * (objectives.MAX_WEIGHT + 1 / 0.01) / 3
+    assert objective(latents, noise, *args, opposite).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_draw_scene_never_draws_a_held_out_combination_nor_the_reverse_of_one():
@@ -244,6 +251,17 @@ def test_draw_groups_draws_the_clips_of_draw_gaps():
         assert torch.equal(gaps[0], groups[0])
         assert torch.equal(gaps[1], groups[1][:, :, 1:4].flatten(2, 3))
         assert all(torch.equal(a, b) for a, b in zip(gaps[3:6], groups[3:6], strict=True))
+
+
+def test_workshop_refuses_a_result_that_fits_nothing_of_the_objective(tmp_path):
+    shop = stages.Workshop(tmp_path, torch.device("cpu"), torch.float32)
+    shop.save("line", {"movq.weight": torch.ones(1), "net.bias": torch.tensor([3.0])})
+    line = Line()
+    shop.load("line", line)
+    assert line.net.bias.item() == 3
+    shop.save("line", {"movq.weight": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=r"expected weights of Line in .*line\.safetensors, found none \(movq"):
+        shop.load("line", line)
 
 
 def test_workshop_seed_changes_the_data_and_zero_keeps_the_shipped_order(tmp_path):
