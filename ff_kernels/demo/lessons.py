@@ -18,6 +18,7 @@ shape alone, one is shown and two others are asked for.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -102,8 +103,9 @@ class Lessons:
     plain: dict[str, Tensor]
     coverage: dict[tuple[str, ...], Tensor]
 
+    @cached_property
     def of_growth(self) -> "Lessons":
-        """Return the lessons that tell growing from shrinking, or all where clips show neither."""
+        """The lessons that tell growing from shrinking, or all where clips show neither."""
         return replace(self, pairs=tuple(pair for pair in self.pairs if pair[0].motion in _GROWTH) or self.pairs)
 
     def target(self, scene: Scene, colours: float) -> Tensor:
@@ -269,7 +271,7 @@ def draw_keyframes_and_lessons(
     levels = (torch.where(deciding, new, old) for new, old in zip(there, (timesteps, bars), strict=True))
     parts = [(*clip, *levels, clip[0], torch.zeros(count, dtype=torch.long))]
     if growing:
-        parts.append(draw_lessons(rng, growing, lessons.of_growth(), tokenizer))
+        parts.append(draw_lessons(rng, growing, lessons.of_growth, tokenizer))
     if blind:
         parts.append(draw_lessons(rng, blind, lessons, tokenizer))
     if twin:

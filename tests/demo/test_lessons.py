@@ -13,14 +13,15 @@ from fusionframes.ff_kernels.tokenizer import Tokenizer
 LEFT = Scene("small", "red", "circle", "left", "black")
 RIGHT = Scene("small", "red", "circle", "right", "black")
 BLUE = Scene("small", "blue", "circle", "left", "black")
+# Latents are small gray pictures.
+MOVQ = SimpleNamespace(encode=lambda pixels: pixels.mean(dim=1, keepdim=True).expand(-1, 4, -1, -1)[..., ::4, ::4])
 
 
 @pytest.fixture(scope="module")
 def made():
     latents = torch.randn(3, KEYFRAMES, 4, 16, 16, generator=torch.Generator().manual_seed(0)).half()
-    movq = SimpleNamespace(encode=lambda pixels: pixels.mean(dim=1, keepdim=True).expand(-1, 4, -1, -1)[..., ::4, ::4])
     clips = batches.LatentClips(latents, (LEFT, RIGHT, BLUE))
-    return clips, lessons.make_lessons(clips, movq)
+    return clips, lessons.make_lessons(clips, MOVQ)
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +60,10 @@ def test_colours_and_noise_come_in_after_a_hold_and_stay():
 
 
 def test_lessons_ask_only_for_pairs_that_clips_show():
-    movq = SimpleNamespace(encode=lambda pixels: pixels.mean(dim=1, keepdim=True).expand(-1, 4, -1, -1)[..., ::4, ::4])
     bounces, stays = (replace(LEFT, motion=motion) for motion in ("bounces", "stays"))
     grows, shrinks = (replace(LEFT, motion=motion) for motion in ("grows", "shrinks"))
     shown = (bounces, stays, replace(BLUE, motion="stays"), grows)
-    found = lessons.make_lessons(batches.LatentClips(torch.zeros(4, KEYFRAMES, 4, 16, 16), shown), movq)
+    found = lessons.make_lessons(batches.LatentClips(torch.zeros(4, KEYFRAMES, 4, 16, 16), shown), MOVQ)
     assert set(found.pairs) == {(bounces, stays), (stays, bounces), (grows, shrinks), (shrinks, grows)}
 
 
@@ -100,8 +100,7 @@ def test_draw_lessons_are_quiet_and_in_paint_at_first(made, tokenizer):
 
 @pytest.fixture(scope="module")
 def twins(made):
-    movq = SimpleNamespace(encode=lambda pixels: pixels.mean(dim=1, keepdim=True).expand(-1, 4, -1, -1)[..., ::4, ::4])
-    return lessons.encode_twins(movq, 0, 3)
+    return lessons.encode_twins(MOVQ, 0, 3)
 
 
 def test_encode_twins_differ_in_shape_alone(twins):
@@ -167,10 +166,9 @@ def test_draw_keyframes_and_lessons_mixes_clips_noise_and_twins(made, twins, tok
 
 
 def test_draw_keyframes_and_lessons_at_the_end_tells_growth_and_weighs_twins_alone(twins, tokenizer):
-    movq = SimpleNamespace(encode=lambda pixels: pixels.mean(dim=1, keepdim=True).expand(-1, 4, -1, -1)[..., ::4, ::4])
     shown = (LEFT, replace(LEFT, motion="grows"))
     clips = batches.LatentClips(torch.randn(2, KEYFRAMES, 4, 16, 16), shown)
-    found = lessons.make_lessons(clips, movq)
+    found = lessons.make_lessons(clips, MOVQ)
     growth = [found.target(replace(LEFT, motion=motion), 1.0) for motion in ("grows", "shrinks")]
     for seed in range(4):
         latents, *_, shown, opposite = lessons.draw_keyframes_and_lessons(
