@@ -63,7 +63,7 @@ class KeyframeSampler(io.ComfyNode):
                 steps_input(),
                 guidance_input(
                     "Text guidance w; the releases use 5. Text alone is mixed as (w + 1) * positive - w * negative, so "
-                    "core's cfg is w + 1. The demo model wants 2."
+                    "core's cfg is w + 1. The demo model wants 0.2."
                 ),
                 image_guidance_input("Weight of the first frame, release 1.1 only; the release uses 2."),
             ],

@@ -13,6 +13,11 @@ after 1,277 steps with neither.
 
 Shapes have lessons of their own, as half seen they can be guessed without the caption: of twins, clips that differ in
 shape alone, one is shown and two others are asked for.
+
+Growth has them as well. Sizes that are half seen look alike in all frames, and the middle of a run wore away what its
+start had drawn: of what tells a clip of growth from its reverse, estimates kept 0.3 to 0.6 with the clip itself in
+sight and a quarter or less with a mixture of both. Lessons show mixtures and ask for either; 600 steps of them made it
+0.6 to 0.9, and 0.6.
 """
 
 from collections import defaultdict
@@ -56,6 +61,8 @@ HOLD, RAMP = 0.2, 0.3
 BLIND_STEPS = (44, 49)
 # The steps at which outlines are seen well enough to be drawn anew and not so well that they are there already.
 OUTLINE_STEPS = (8, 34)
+# The steps at which sizes are half seen.
+GROWTH_STEPS = (12, 44)
 # Share of the other clips that are drawn at the steps that decide outlines.
 OUTLINE_SHARE = 0.4
 # Of pairs of lessons, the share whose captions are never reworded.
@@ -72,19 +79,21 @@ class Mix:
 
     Attributes:
         growth: lessons from noise that tell growing from shrinking, the last that is learnt.
+        reverses: lessons on the same from a clip mixed with its reverse.
         noise: other lessons from noise.
         twins: lessons from a twin.
         pairs_twins: whether the difference of two twins weighs more; outlines are learnt sooner so, but overdrawn.
     """
 
     growth: float
+    reverses: float
     noise: float
     twins: float
     pairs_twins: bool
 
 
-FIRST = Mix(growth=0, noise=1 / 8, twins=1 / 4, pairs_twins=True)
-FINISH = Mix(growth=1 / 8, noise=1 / 8, twins=1 / 8, pairs_twins=False)
+FIRST = Mix(growth=0, reverses=0, noise=1 / 8, twins=1 / 4, pairs_twins=True)
+FINISH = Mix(growth=1 / 8, reverses=1 / 8, noise=1 / 8, twins=1 / 4, pairs_twins=False)
 
 
 @dataclass(frozen=True)
@@ -179,14 +188,39 @@ def draw_lessons(
         grown: 0 asks for paint and shows quiet noise, 1 asks for colours and shows all of it.
     """
     pairs = [lessons.pairs[pick] for pick in rng.integers(len(lessons.pairs), size=batch // 2)]
-    said = []
-    for pair in pairs:
-        canonical, seed = rng.random() < _CANONICAL_SHARE, int(rng.integers(2**62))
-        # Both captions of a pair are worded alike.
-        said += [s.caption() if canonical else paraphrase(s, np.random.default_rng(seed)) for s in pair]
+    said = _worded(rng, pairs)
     latents = torch.stack([lessons.target(scene, grown) for pair in pairs for scene in pair])
     loudness = QUIET + (1 - QUIET) * grown
     return _paired(rng, latents, torch.zeros_like(latents), batches.tokenize(tokenizer, said), BLIND_STEPS, loudness)
+
+
+def _worded(rng: np.random.Generator, pairs: Sequence[tuple[Scene, Scene]]) -> list[str]:
+    """Say what pairs of scenes show, both of a pair in the same words."""
+    said = []
+    for pair in pairs:
+        canonical, seed = rng.random() < _CANONICAL_SHARE, int(rng.integers(2**62))
+        said += [s.caption() if canonical else paraphrase(s, np.random.default_rng(seed)) for s in pair]
+    return said
+
+
+def of_growth(clips: LatentClips) -> LatentClips:
+    """Return the clips of growing and shrinking objects, or all where there are none."""
+    places = [i for i, scene in enumerate(clips.scenes) if scene.motion in _GROWTH] or [*range(len(clips.scenes))]
+    return LatentClips(clips.latents[places], tuple(clips.scenes[i] for i in places))
+
+
+def draw_reverses(rng: np.random.Generator, batch: int, clips: LatentClips, tokenizer: Tokenizer) -> tuple[Tensor, ...]:
+    """Draw a batch for ``KeyframeNoise`` that shows mixtures of clips and their reverses, the larger share the named.
+
+    ``batch`` is even: a clip and its reverse follow each other.
+    """
+    picks = rng.integers(len(clips.scenes), size=batch // 2)
+    clip = clips.latents[torch.from_numpy(picks)].float()
+    latents = torch.stack([clip, clip.flip(1)], dim=1).flatten(0, 1)
+    other = torch.from_numpy(rng.random(batch // 2, dtype=np.float32) / 2).repeat_interleave(2)
+    shown = torch.lerp(latents, latents.flip(1), other[:, None, None, None, None])
+    said = _worded(rng, [(clips.scenes[pick], reversed_scene(clips.scenes[pick])) for pick in picks])
+    return _paired(rng, latents, shown, batches.tokenize(tokenizer, said), GROWTH_STEPS)
 
 
 def _shapes_of(scene: Scene) -> list[Scene]:
@@ -257,21 +291,26 @@ def draw_keyframes_and_lessons(
     rng: np.random.Generator,
     batch: int,
     clips: LatentClips,
+    growing: LatentClips,
     lessons: Lessons,
     twins: LatentClips,
     tokenizer: Tokenizer,
     mix: Mix = FIRST,
 ) -> tuple[Tensor, ...]:
-    """Draw a batch for ``KeyframeNoise``: clips as they are, lessons from noise and lessons from twins."""
+    """Draw a batch for ``KeyframeNoise``: clips as they are and every kind of lesson; ``growing`` is ``of_growth``."""
     # Pairs are not parted.
-    growing, blind, twin = (2 * round(batch * share / 2) for share in (mix.growth, mix.noise, mix.twins))
-    count = batch - growing - blind - twin
+    growth, reverse, blind, twin = (
+        2 * round(batch * share / 2) for share in (mix.growth, mix.reverses, mix.noise, mix.twins)
+    )
+    count = batch - growth - reverse - blind - twin
     *clip, timesteps, bars = batches.draw_keyframes(rng, count, clips, tokenizer)
     deciding, there = torch.from_numpy(rng.random(count) < OUTLINE_SHARE), draw_steps(rng, count, OUTLINE_STEPS)
     levels = (torch.where(deciding, new, old) for new, old in zip(there, (timesteps, bars), strict=True))
     parts = [(*clip, *levels, clip[0], torch.zeros(count, dtype=torch.long))]
-    if growing:
-        parts.append(draw_lessons(rng, growing, lessons.of_growth, tokenizer))
+    if growth:
+        parts.append(draw_lessons(rng, growth, lessons.of_growth, tokenizer))
+    if reverse:
+        parts.append(draw_reverses(rng, reverse, growing, tokenizer))
     if blind:
         parts.append(draw_lessons(rng, blind, lessons, tokenizer))
     if twin:

@@ -39,6 +39,7 @@ from .lessons import (
     encode_twins,
     grown_at,
     make_lessons,
+    of_growth,
 )
 from .noise_path import hold_noise
 from .scenes import ATTRIBUTES, caption_corpus
@@ -278,6 +279,7 @@ def _train_keyframes(shop: Workshop, earlier: str, stage: str, fit: Fit, mix: Mi
     draw = partial(
         draw_keyframes_and_lessons,
         clips=clips,
+        growing=of_growth(clips),
         lessons=make_lessons(clips, movq),
         twins=shop.clips("twins", lambda: encode_twins(movq, 9, shop.scaled(recipe.TWINS))),
         tokenizer=tokenizer(shop),

@@ -144,11 +144,55 @@ def test_draw_twins_shows_another_shape_than_the_one_it_names(twins, tokenizer):
             assert any(torch.equal(tokenizer.encode(words[k]).ids[0], said) for k in asked)
 
 
-def test_draw_keyframes_and_lessons_mixes_clips_noise_and_twins(made, twins, tokenizer):
+@pytest.fixture(scope="module")
+def growing():
+    latents = torch.randn(3, KEYFRAMES, 4, 16, 16, generator=torch.Generator().manual_seed(1)).half()
+    scenes = (LEFT, replace(LEFT, motion="grows"), replace(BLUE, motion="shrinks"))
+    return lessons.of_growth(batches.LatentClips(latents, scenes))
+
+
+def test_of_growth_keeps_the_clips_that_change_their_size(growing):
+    assert [scene.motion for scene in growing.scenes] == ["grows", "shrinks"]
+    assert len(growing.latents) == 2
+
+
+def test_of_growth_keeps_all_where_none_does(made):
+    clips, _ = made
+    assert lessons.of_growth(clips).scenes == clips.scenes
+    assert torch.equal(lessons.of_growth(clips).latents, clips.latents)
+
+
+def test_draw_reverses_shows_more_of_the_named_clip_than_of_its_reverse(growing, tokenizer):
+    both = [*growing.latents.float(), *growing.latents.float().flip(1)]
+    words = [scene.caption() for scene in [*growing.scenes, *map(reversed_scene, growing.scenes)]]
+    canonical = 0
+    for seed in range(3):
+        latents, noise, ids, mask, keep, _, bars, shown, opposite = lessons.draw_reverses(
+            np.random.default_rng(seed), 8, growing, tokenizer
+        )
+        assert keep.all()
+        assert opposite.tolist() == [1, -1] * 4
+        assert torch.equal(noise[::2], noise[1::2])
+        assert torch.equal(bars[::2], bars[1::2])
+        assert ((bars > 0.02) & (bars < 0.93)).all()
+        assert torch.equal(latents[::2], latents[1::2].flip(1))
+        assert torch.equal(shown[::2], shown[1::2].flip(1))
+        for row, seen, said, used in zip(latents, shown, ids, mask, strict=True):
+            (asked,) = [k for k, clip in enumerate(both) if torch.equal(clip, row)]
+            reverse = row.flip(0)
+            share = ((seen - reverse) * (row - reverse)).sum() / (row - reverse).square().sum()
+            assert 0.5 <= share < 1
+            assert torch.allclose(seen, torch.lerp(reverse, row, share), atol=1e-4)
+            canonical += torch.equal(said[: used.sum()], tokenizer.encode(words[asked]).ids[0])
+    # Of 24 rows about half are said in the caption's own words.
+    assert 4 <= canonical <= 20
+
+
+def test_draw_keyframes_and_lessons_mixes_clips_noise_and_twins(made, growing, twins, tokenizer):
     clips, found = made
     for seed in range(4):
         latents, noise, ids, mask, keep, timesteps, bars, shown, opposite = lessons.draw_keyframes_and_lessons(
-            np.random.default_rng(seed), 16, clips, found, twins, tokenizer
+            np.random.default_rng(seed), 16, clips, growing, found, twins, tokenizer
         )
         assert latents.shape == noise.shape == shown.shape == (16, KEYFRAMES, 4, 16, 16)
         assert ids.shape == mask.shape
@@ -172,18 +216,21 @@ def test_draw_keyframes_and_lessons_at_the_end_tells_growth_and_weighs_twins_alo
     growth = [found.target(replace(LEFT, motion=motion), 1.0) for motion in ("grows", "shrinks")]
     for seed in range(4):
         latents, *_, shown, opposite = lessons.draw_keyframes_and_lessons(
-            np.random.default_rng(seed), 16, clips, found, twins, tokenizer, lessons.FINISH
+            np.random.default_rng(seed), 16, clips, lessons.of_growth(clips), found, twins, tokenizer, lessons.FINISH
         )
-        assert opposite.tolist() == [0] * 10 + [1, -1] * 2 + [0, 0]
-        assert all(any(torch.equal(row, target) for target in growth) for row in latents[10:12])
-        assert not shown[10:14].any()
-        assert shown[14:].any()
+        assert opposite.tolist() == [0] * 6 + [1, -1] * 3 + [0] * 4
+        assert all(any(torch.equal(row, target) for target in growth) for row in latents[6:8])
+        assert not shown[6:8].any()
+        # The one clip of growth, mixed with its reverse.
+        assert torch.allclose(shown[8] + shown[9], clips.latents[1] + clips.latents[1].flip(0), atol=1e-5)
+        assert not shown[10:12].any()
+        assert (latents[12:] - shown[12:]).abs().amax(dim=(1, 2, 3, 4)).min() > 0.1
 
 
-def test_draw_keyframes_and_lessons_without_room_for_a_lesson_draws_clips(made, twins, tokenizer):
+def test_draw_keyframes_and_lessons_without_room_for_a_lesson_draws_clips(made, growing, twins, tokenizer):
     clips, found = made
     latents, *_, shown, opposite = lessons.draw_keyframes_and_lessons(
-        np.random.default_rng(0), 1, clips, found, twins, tokenizer
+        np.random.default_rng(0), 1, clips, growing, found, twins, tokenizer
     )
     assert torch.equal(latents, shown)
     assert opposite.tolist() == [0]
