@@ -105,23 +105,36 @@ class Lessons:
         means: mean clip ``[T, 4, h, w]`` for size, colour, motion and background; the shape hardly shows in it.
         plain: background alone, ``[4, h, w]``.
         coverage: share of clips in which the object covers a place, ``[T, 1, h, w]`` for size, shape and motion.
+        growing: clips that grow or shrink, each of which is mixed with its reverse.
     """
 
     pairs: tuple[tuple[Scene, Scene], ...]
     means: dict[tuple[str, ...], Tensor]
     plain: dict[str, Tensor]
     coverage: dict[tuple[str, ...], Tensor]
+    growing: LatentClips
 
     @cached_property
     def of_growth(self) -> "Lessons":
         """The lessons that tell growing from shrinking, or all where clips show neither."""
-        return replace(self, pairs=tuple(pair for pair in self.pairs if pair[0].motion in _GROWTH) or self.pairs)
+        return replace(self, pairs=tuple(self.pairs[i] for i in _places_of_growth([scene for scene, _ in self.pairs])))
 
     def target(self, scene: Scene, colours: float) -> Tensor:
         """Return the clip ``[T, 4, h, w]`` to draw for a scene: all paint at ``colours`` 0, the mean clip at 1."""
         plain = self.plain[scene.background]
         painted = PAINT * self.coverage[scene.size, scene.shape, scene.motion]
         return plain + torch.lerp(painted, self.means[_visible(scene)] - plain, colours)
+
+
+def _places_of_growth(scenes: Sequence[Scene]) -> list[int]:
+    """Where scenes grow or shrink, or all places where none does."""
+    return [i for i, scene in enumerate(scenes) if scene.motion in _GROWTH] or [*range(len(scenes))]
+
+
+def of_growth(clips: LatentClips) -> LatentClips:
+    """Return the clips of growing and shrinking objects, or all where there are none."""
+    places = _places_of_growth(clips.scenes)
+    return LatentClips(clips.latents[places], tuple(clips.scenes[i] for i in places))
 
 
 def _visible(scene: Scene) -> tuple[str, ...]:
@@ -148,6 +161,7 @@ def make_lessons(clips: LatentClips, movq: MoVQ) -> Lessons:
         means={key: latents[places].float().mean(dim=0) for key, places in members.items()},
         plain=plain,
         coverage={(s.size, s.shape, s.motion): _mean_coverage(s, side) for s in set(map(_uncoloured, both))},
+        growing=of_growth(clips),
     )
 
 
@@ -201,12 +215,6 @@ def _worded(rng: np.random.Generator, pairs: Sequence[tuple[Scene, Scene]]) -> l
         canonical, seed = rng.random() < _CANONICAL_SHARE, int(rng.integers(2**62))
         said += [s.caption() if canonical else paraphrase(s, np.random.default_rng(seed)) for s in pair]
     return said
-
-
-def of_growth(clips: LatentClips) -> LatentClips:
-    """Return the clips of growing and shrinking objects, or all where there are none."""
-    places = [i for i, scene in enumerate(clips.scenes) if scene.motion in _GROWTH] or [*range(len(clips.scenes))]
-    return LatentClips(clips.latents[places], tuple(clips.scenes[i] for i in places))
 
 
 def draw_reverses(rng: np.random.Generator, batch: int, clips: LatentClips, tokenizer: Tokenizer) -> tuple[Tensor, ...]:
@@ -291,13 +299,12 @@ def draw_keyframes_and_lessons(
     rng: np.random.Generator,
     batch: int,
     clips: LatentClips,
-    growing: LatentClips,
     lessons: Lessons,
     twins: LatentClips,
     tokenizer: Tokenizer,
     mix: Mix = FIRST,
 ) -> tuple[Tensor, ...]:
-    """Draw a batch for ``KeyframeNoise``: clips as they are and every kind of lesson; ``growing`` is ``of_growth``."""
+    """Draw a batch for ``KeyframeNoise``: clips as they are and every kind of lesson."""
     # Pairs are not parted.
     growth, reverse, blind, twin = (
         2 * round(batch * share / 2) for share in (mix.growth, mix.reverses, mix.noise, mix.twins)
@@ -310,7 +317,7 @@ def draw_keyframes_and_lessons(
     if growth:
         parts.append(draw_lessons(rng, growth, lessons.of_growth, tokenizer))
     if reverse:
-        parts.append(draw_reverses(rng, reverse, growing, tokenizer))
+        parts.append(draw_reverses(rng, reverse, lessons.growing, tokenizer))
     if blind:
         parts.append(draw_lessons(rng, blind, lessons, tokenizer))
     if twin:

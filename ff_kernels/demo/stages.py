@@ -39,7 +39,6 @@ from .lessons import (
     encode_twins,
     grown_at,
     make_lessons,
-    of_growth,
 )
 from .noise_path import hold_noise
 from .scenes import ATTRIBUTES, caption_corpus
@@ -266,7 +265,7 @@ def run_keyframes(shop: Workshop) -> None:
 
 
 def run_finish(shop: Workshop) -> None:
-    """Train them on with more lessons on growth and fewer on outlines."""
+    """Train them on with lessons on growth, and with twins that weigh alone."""
     _train_keyframes(shop, "keyframes", FINISHED_KEYFRAMES, recipe.FINISH_FIT, FINISH)
 
 
@@ -279,7 +278,6 @@ def _train_keyframes(shop: Workshop, earlier: str, stage: str, fit: Fit, mix: Mi
     draw = partial(
         draw_keyframes_and_lessons,
         clips=clips,
-        growing=of_growth(clips),
         lessons=make_lessons(clips, movq),
         twins=shop.clips("twins", lambda: encode_twins(movq, 9, shop.scaled(recipe.TWINS))),
         tokenizer=tokenizer(shop),

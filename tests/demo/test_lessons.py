@@ -188,11 +188,11 @@ def test_draw_reverses_shows_more_of_the_named_clip_than_of_its_reverse(growing,
     assert 4 <= canonical <= 20
 
 
-def test_draw_keyframes_and_lessons_mixes_clips_noise_and_twins(made, growing, twins, tokenizer):
+def test_draw_keyframes_and_lessons_mixes_clips_noise_and_twins(made, twins, tokenizer):
     clips, found = made
     for seed in range(4):
         latents, noise, ids, mask, keep, timesteps, bars, shown, opposite = lessons.draw_keyframes_and_lessons(
-            np.random.default_rng(seed), 16, clips, growing, found, twins, tokenizer
+            np.random.default_rng(seed), 16, clips, found, twins, tokenizer
         )
         assert latents.shape == noise.shape == shown.shape == (16, KEYFRAMES, 4, 16, 16)
         assert ids.shape == mask.shape
@@ -216,7 +216,7 @@ def test_draw_keyframes_and_lessons_at_the_end_tells_growth_and_weighs_twins_alo
     growth = [found.target(replace(LEFT, motion=motion), 1.0) for motion in ("grows", "shrinks")]
     for seed in range(4):
         latents, *_, shown, opposite = lessons.draw_keyframes_and_lessons(
-            np.random.default_rng(seed), 16, clips, lessons.of_growth(clips), found, twins, tokenizer, lessons.FINISH
+            np.random.default_rng(seed), 16, clips, found, twins, tokenizer, lessons.FINISH
         )
         assert opposite.tolist() == [0] * 6 + [1, -1] * 3 + [0] * 4
         assert all(any(torch.equal(row, target) for target in growth) for row in latents[6:8])
@@ -227,10 +227,10 @@ def test_draw_keyframes_and_lessons_at_the_end_tells_growth_and_weighs_twins_alo
         assert (latents[12:] - shown[12:]).abs().amax(dim=(1, 2, 3, 4)).min() > 0.1
 
 
-def test_draw_keyframes_and_lessons_without_room_for_a_lesson_draws_clips(made, growing, twins, tokenizer):
+def test_draw_keyframes_and_lessons_without_room_for_a_lesson_draws_clips(made, twins, tokenizer):
     clips, found = made
     latents, *_, shown, opposite = lessons.draw_keyframes_and_lessons(
-        np.random.default_rng(0), 1, clips, growing, found, twins, tokenizer
+        np.random.default_rng(0), 1, clips, found, twins, tokenizer
     )
     assert torch.equal(latents, shown)
     assert opposite.tolist() == [0]
