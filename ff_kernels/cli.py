@@ -112,7 +112,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         help="2, 8 or 30 frames per second: 0, 1 or 2 interpolation passes (default: low, demo high)",
     )
     parser.add_argument("--steps", type=int, help="sampling steps, 1..1000 (default 50; interpolation of 1.1: 10)")
-    parser.add_argument("--guidance", type=float, help="text guidance w of (w+1)*cond - w*uncond (default 5, demo 2)")
+    parser.add_argument("--guidance", type=float, help="text guidance w of (w+1)*cond - w*uncond (default 5, demo 0.2)")
     parser.add_argument("--image-guidance", type=float, default=2.0, help="weight of the first frame, 1.1 (default 2)")
     parser.add_argument("--interpolation-guidance", type=float, help="w of the interpolation (default 0.25; 1.1: 0.5)")
     parser.add_argument("--motion", choices=MOTION_SCORES, default="medium", help="amount of motion, 1.1")

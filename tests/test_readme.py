@@ -1,5 +1,6 @@
 """What README promises and CI runs must be the same lines."""
 
+import json
 import re
 import shlex
 import tomllib
@@ -37,6 +38,22 @@ def test_readme_pictures_exist():
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
     assert pictures
     assert all((ROOT / picture).stat().st_size > 0 for picture in pictures)
+
+
+def test_every_place_names_the_guidance_that_the_demo_samples_with():
+    from fusionframes.ff_kernels.demo.model import DEFAULTS
+
+    scale = f"{DEFAULTS.guidance_scale:g}"
+    page = (ROOT / "nodes" / "web" / "docs" / "FusionFramesKeyframeSampler.md").read_text(encoding="utf-8")
+    assert re.search(r"^\| demo \|.*\| (\S+) \| 50 and 50 \|", README, re.MULTILINE)[1] == scale
+    assert f"(default 5, demo {scale})" in (ROOT / "ff_kernels" / "cli.py").read_text(encoding="utf-8")
+    assert f"The demo model wants {scale}." in (ROOT / "nodes" / "sampling.py").read_text(encoding="utf-8")
+    assert f"the demo model wants {scale}." in page
+    assert f"{DEFAULTS.guidance_scale + 1:g} for the demo model" in page
+    for name in ("text_to_video_demo", "compare_videos"):
+        graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        samplers = [node for node in graph.values() if node["class_type"] == "FusionFramesKeyframeSampler"]
+        assert [node["inputs"]["guidance_scale"] for node in samplers] == [DEFAULTS.guidance_scale]
 
 
 def test_package_changelog_and_engine_name_one_version():
