@@ -79,7 +79,7 @@ def draw_windows(rng: np.random.Generator, batch: int, frames: int = KEYFRAMES) 
 
 
 @torch.inference_mode()
-def encode_clips(movq: MoVQ, seed: int, count: int, skip_frames: int | None) -> LatentClips:
+def encode_clips(movq: MoVQ, count: int, seed: int, skip_frames: int | None) -> LatentClips:
     """Encode ``count`` clips: keyframes of whole clips, or with ``skip_frames`` 17 frames of that pass."""
     latents, scenes = [], []
     for i in tqdm(range(count), desc="latents", mininterval=5):

@@ -16,8 +16,8 @@ shape alone, one is shown and two others are asked for.
 
 Growth has them as well. Sizes that are half seen look alike in all frames, and the middle of a run wore away what its
 start had drawn: of what tells a clip of growth from its reverse, estimates kept 0.3 to 0.6 with the clip itself in
-sight and a quarter or less with a mixture of both. Lessons show mixtures and ask for either; 600 steps of them made it
-0.6 to 0.9, and 0.6.
+sight and a quarter or less with a mixture of both. Lessons show mixtures and ask for the one of which more is shown;
+600 steps of them made it 0.6 to 0.9, and 0.6.
 """
 
 from collections import defaultdict
@@ -80,7 +80,7 @@ class Mix:
     Attributes:
         growth: lessons from noise that tell growing from shrinking, the last that is learnt.
         reverses: lessons on the same from a clip mixed with its reverse.
-        noise: other lessons from noise.
+        noise: lessons from noise on every motion.
         twins: lessons from a twin.
         pairs_twins: whether the difference of two twins weighs more; outlines are learnt sooner so, but overdrawn.
     """
@@ -105,17 +105,17 @@ class Lessons:
         means: mean clip ``[T, 4, h, w]`` for size, colour, motion and background; the shape hardly shows in it.
         plain: background alone, ``[4, h, w]``.
         coverage: share of clips in which the object covers a place, ``[T, 1, h, w]`` for size, shape and motion.
-        growing: clips that grow or shrink, each of which is mixed with its reverse.
+        growth_clips: clips that grow or shrink, each of which is mixed with its reverse.
     """
 
     pairs: tuple[tuple[Scene, Scene], ...]
     means: dict[tuple[str, ...], Tensor]
     plain: dict[str, Tensor]
     coverage: dict[tuple[str, ...], Tensor]
-    growing: LatentClips
+    growth_clips: LatentClips
 
     @cached_property
-    def of_growth(self) -> "Lessons":
+    def on_growth(self) -> "Lessons":
         """The lessons that tell growing from shrinking, or all where clips show neither."""
         return replace(self, pairs=tuple(self.pairs[i] for i in _places_of_growth([scene for scene, _ in self.pairs])))
 
@@ -131,7 +131,7 @@ def _places_of_growth(scenes: Sequence[Scene]) -> list[int]:
     return [i for i, scene in enumerate(scenes) if scene.motion in _GROWTH] or [*range(len(scenes))]
 
 
-def of_growth(clips: LatentClips) -> LatentClips:
+def select_growth(clips: LatentClips) -> LatentClips:
     """Return the clips of growing and shrinking objects, or all where there are none."""
     places = _places_of_growth(clips.scenes)
     return LatentClips(clips.latents[places], tuple(clips.scenes[i] for i in places))
@@ -161,7 +161,7 @@ def make_lessons(clips: LatentClips, movq: MoVQ) -> Lessons:
         means={key: latents[places].float().mean(dim=0) for key, places in members.items()},
         plain=plain,
         coverage={(s.size, s.shape, s.motion): _mean_coverage(s, side) for s in set(map(_uncoloured, both))},
-        growing=of_growth(clips),
+        growth_clips=select_growth(clips),
     )
 
 
@@ -236,7 +236,7 @@ def _shapes_of(scene: Scene) -> list[Scene]:
 
 
 @torch.inference_mode()
-def encode_twins(movq: MoVQ, seed: int, count: int) -> LatentClips:
+def encode_twins(movq: MoVQ, count: int, seed: int) -> LatentClips:
     """Encode ``count`` layouts with each of the four shapes, which follow each other in ``SHAPES``' order.
 
     Only scenes are drawn of which no shape is held out.
@@ -304,7 +304,7 @@ def draw_keyframes_and_lessons(
     tokenizer: Tokenizer,
     mix: Mix = FIRST,
 ) -> tuple[Tensor, ...]:
-    """Draw a batch for ``KeyframeNoise``: clips as they are and every kind of lesson."""
+    """Draw a batch for ``KeyframeNoise``: clips as they are and the lessons that ``mix`` names."""
     # Pairs are not parted.
     growth, reverse, blind, twin = (
         2 * round(batch * share / 2) for share in (mix.growth, mix.reverses, mix.noise, mix.twins)
@@ -315,9 +315,9 @@ def draw_keyframes_and_lessons(
     levels = (torch.where(deciding, new, old) for new, old in zip(there, (timesteps, bars), strict=True))
     parts = [(*clip, *levels, clip[0], torch.zeros(count, dtype=torch.long))]
     if growth:
-        parts.append(draw_lessons(rng, growth, lessons.of_growth, tokenizer))
+        parts.append(draw_lessons(rng, growth, lessons.on_growth, tokenizer))
     if reverse:
-        parts.append(draw_reverses(rng, reverse, lessons.growing, tokenizer))
+        parts.append(draw_reverses(rng, reverse, lessons.growth_clips, tokenizer))
     if blind:
         parts.append(draw_lessons(rng, blind, lessons, tokenizer))
     if twin:

@@ -20,7 +20,8 @@ LATENT_NOISE = 0.02
 MIN_WEIGHT = 0.05
 # Errors of the predicted noise weigh as errors of v = eps / sqrt(a) do, up to this factor. Without a cap the noisiest
 # steps, which can only guess, drown the others, and shapes are not learnt; they decide what moves where, which a cap of
-# 5 did not teach by itself. Lessons (lessons.py) teach it, and leave little to guess: they are not capped.
+# 5 did not teach by itself. Lessons (lessons.py) teach it and are not capped: those from noise leave nothing to guess,
+# those from mixtures and twins little at most of their steps.
 MAX_WEIGHT = 10.0
 # How much more than its share in the error the difference of a pair of lessons weighs: what tells opposite captions
 # apart is a tenth of the error or less, and at a weight of one it was not learnt.

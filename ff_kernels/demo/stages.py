@@ -42,7 +42,7 @@ from .lessons import (
 )
 from .noise_path import hold_noise
 from .scenes import ATTRIBUTES, caption_corpus
-from .training import Course, Draw, Fit, train
+from .training import Course, Draw, Fit, fingerprint, train
 
 CORPUS_CAPTIONS = 20_000
 IMAGE_DECODER = "decoder"
@@ -76,26 +76,11 @@ class Workshop:
         return self.folder / f"{stage}.safetensors"
 
     def train(self, stage: str, objective: nn.Module, source: Draw | Course, fit: Fit) -> None:
-        """Train one stage to its end and keep all weights of the objective, the averaged ones where trained."""
-        torch.manual_seed(self.seed)
+        """Train an objective to its end; it then has the averaged weights where trained. Nothing but state is kept."""
         fit = replace(fit, steps=self.scaled(fit.steps))
-        averages = train(
-            objective,
-            self._seeded(source),
-            fit,
-            self.folder / "state" / f"{stage}.pt",
-            device=self.device,
-            dtype=self.dtype,
-        )
-        self.save(stage, {k: averages.get(k, v) for k, v in objective.cpu().state_dict().items()})
-
-    def _seeded(self, source: Draw | Course) -> Draw | Course:
-        if not self.seed:
-            return source
-        if isinstance(source, Course):
-            return Course(lambda done: self._seeded(source.at(done)))
-        # The training seeds its source by the step alone, so that a resumed run sees the same data.
-        return lambda rng, batch: source(np.random.default_rng([self.seed, int(rng.integers(2**62))]), batch)
+        checkpoint = self.folder / "state" / f"{stage}.pt"
+        averages = train(objective, source, fit, checkpoint, device=self.device, dtype=self.dtype, seed=self.seed)
+        objective.cpu().load_state_dict(averages, strict=False)
 
     def save(self, stage: str, weights: dict[str, Tensor]) -> None:
         """Write the result of a stage."""
@@ -103,13 +88,26 @@ class Workshop:
         with atomic_path(self.result(stage)) as path:
             save_file({k: v.clone().contiguous() for k, v in drop_aliases(weights).items()}, path)
 
+    def read(self, stage: str) -> dict[str, Tensor]:
+        """Return the weights of a finished stage.
+
+        Raises:
+            CheckpointError: if the stage is not finished.
+        """
+        if not self.result(stage).exists():
+            raise CheckpointError(
+                f"expected the result of stage {stage!r} in {self.result(stage)}, found no such file: run --stage "
+                f"{stage} first"
+            )
+        return load_file(self.result(stage))
+
     def load(self, stage: str, objective: nn.Module) -> None:
         """Load the weights of a finished stage into an objective that holds all of them or some.
 
         Raises:
-            CheckpointError: if it holds none of them.
+            CheckpointError: if the stage is not finished, or the objective holds none of them.
         """
-        weights = load_file(self.result(stage))
+        weights = self.read(stage)
         unknown = objective.load_state_dict(weights, strict=False).unexpected_keys
         if len(unknown) == len(weights):
             raise CheckpointError(
@@ -117,18 +115,21 @@ class Workshop:
                 f"({', '.join(sorted(weights)[:3])}): remove the file and train stage {stage!r} again"
             )
 
-    def clips(self, name: str, encode: Callable[[], batches.LatentClips]) -> batches.LatentClips:
-        """Return cached latents, encoding them the first time."""
-        path = self.folder / "state" / f"latents_{name}.pt"
+    def clips(
+        self, name: str, movq: MoVQ, count: int, encode: Callable[[MoVQ, int], batches.LatentClips]
+    ) -> batches.LatentClips:
+        """Return cached latents; they are encoded the first time, and anew for another MoVQ or count."""
+        path, source = self.folder / "state" / f"latents_{name}.pt", f"{count} {fingerprint(movq.state_dict())}"
         if path.exists():
             stored = torch.load(path, weights_only=True)
-            scenes = tuple(batches.Scene(*words) for words in stored["scenes"])
-            return batches.LatentClips(stored["latents"], scenes)
-        clips = encode()
+            if stored.get("source") == source:
+                scenes = tuple(batches.Scene(*words) for words in stored["scenes"])
+                return batches.LatentClips(stored["latents"], scenes)
+        clips = encode(movq, count)
         words = [[getattr(scene, name) for name in ATTRIBUTES] for scene in clips.scenes]
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
-            torch.save({"latents": clips.latents, "scenes": words}, temporary)
+            torch.save({"source": source, "latents": clips.latents, "scenes": words}, temporary)
         return clips
 
 
@@ -183,7 +184,6 @@ def run_movq(shop: Workshop) -> None:
     """Train the image autoencoder on single frames and bring its latents into the sampler's range."""
     objective = objectives.Reconstruction(MoVQ(recipe.MOVQ))
     shop.train("movq", objective, batches.draw_frames, recipe.MOVQ_FIT)
-    shop.load("movq", objective)
     frames = batches.draw_frames(np.random.default_rng(1), shop.scaled(recipe.RANGE_FRAMES))[0]
     with torch.inference_mode():
         latents = objective.movq.encode(frames)
@@ -196,6 +196,7 @@ def run_decoder(shop: Workshop) -> None:
     objective = objectives.FrozenEncoder(MoVQ(recipe.MOVQ), recipe.DECODER_SQUARED)
     shop.load("movq", objective)
     shop.train(IMAGE_DECODER, objective, draw_single, recipe.DECODER_FIT)
+    shop.save(IMAGE_DECODER, objective.state_dict())
 
 
 def draw_single(rng: np.random.Generator, batch: int) -> tuple[Tensor]:
@@ -208,6 +209,7 @@ def run_video_movq(shop: Workshop) -> None:
     objective = objectives.FrozenEncoder(initialise(MoVQ(recipe.VIDEO_MOVQ)))
     shop.load(IMAGE_DECODER, objective)
     shop.train("video_movq", objective, batches.draw_windows, recipe.VIDEO_MOVQ_FIT)
+    shop.save("video_movq", objective.state_dict())
 
 
 def run_text(shop: Workshop) -> None:
@@ -215,7 +217,6 @@ def run_text(shop: Workshop) -> None:
     objective = objectives.CaptionReading(*text_parts(), tuple(map(len, ATTRIBUTES.values())))
     draw = partial(batches.draw_captions, tokenizer=tokenizer(shop))
     shop.train("text", objective, draw, recipe.TEXT_FIT)
-    shop.load("text", objective)
     encoder, projection = objective.text["encoder"], objective.text["projection"]
     rows = [tokenizer(shop).encode(caption).ids for caption in caption_corpus(1, recipe.CONTEXT_CAPTIONS)]
     with torch.inference_mode():
@@ -231,21 +232,19 @@ def keyframe_objective() -> objectives.KeyframeNoise:
 
 def run_start(shop: Workshop) -> None:
     """Teach the U-Net's pooling to read captions and set the start values that build on it."""
-    # What stays as it starts must be the same in a run that is resumed.
-    torch.manual_seed(shop.seed)
     objective = keyframe_objective()
     shop.load("text", objective)
     reading = objectives.PoolingReading(objective, tuple(map(len, ATTRIBUTES.values())))
     draw = partial(batches.draw_captions_at_steps, tokenizer=tokenizer(shop))
-    shop.train("reading", reading, draw, recipe.READING_FIT)
-    shop.load("reading", reading)
+    shop.train("start", reading, draw, recipe.READING_FIT)
     start_keyframes(objective, tokenizer(shop))
     shop.save("start", objective.state_dict())
 
 
 def keyframe_clips(shop: Workshop, movq: MoVQ) -> batches.LatentClips:
     """Return the latents of the clips that the keyframe network learns from."""
-    return shop.clips("keyframes", lambda: batches.encode_clips(movq, 1, shop.scaled(recipe.KEYFRAME_CLIPS), None))
+    encode = partial(batches.encode_clips, seed=1, skip_frames=None)
+    return shop.clips("keyframes", movq, shop.scaled(recipe.KEYFRAME_CLIPS), encode)
 
 
 def run_lessons(shop: Workshop) -> None:
@@ -257,6 +256,7 @@ def run_lessons(shop: Workshop) -> None:
     hold_noise(objective.unet)
     draw = partial(draw_lessons, lessons=lessons, tokenizer=tokenizer(shop))
     shop.train("lessons", objective, Course(lambda done: partial(draw, grown=grown_at(done))), recipe.LESSON_FIT)
+    shop.save("lessons", objective.state_dict())
 
 
 def run_keyframes(shop: Workshop) -> None:
@@ -279,11 +279,12 @@ def _train_keyframes(shop: Workshop, earlier: str, stage: str, fit: Fit, mix: Mi
         draw_keyframes_and_lessons,
         clips=clips,
         lessons=make_lessons(clips, movq),
-        twins=shop.clips("twins", lambda: encode_twins(movq, 9, shop.scaled(recipe.TWINS))),
+        twins=shop.clips("twins", movq, shop.scaled(recipe.TWINS), partial(encode_twins, seed=9)),
         tokenizer=tokenizer(shop),
         mix=mix,
     )
     shop.train(stage, objective, draw, fit)
+    shop.save(stage, objective.state_dict())
 
 
 def run_interpolation(shop: Workshop) -> None:
@@ -291,12 +292,16 @@ def run_interpolation(shop: Workshop) -> None:
     movq = trained_movq(shop)
     clips = {
         skip: shop.clips(
-            f"skip_{skip}", partial(batches.encode_clips, movq, 2 + skip, shop.scaled(recipe.GAP_CLIPS // 2), skip)
+            f"skip_{skip}",
+            movq,
+            shop.scaled(recipe.GAP_CLIPS // 2),
+            partial(batches.encode_clips, seed=2 + skip, skip_frames=skip),
         )
         for skip in batches.SKIP_FRAMES
     }
     objective = objectives.GapVelocity(initialise(InterpolationUNet(recipe.INTERPOLATION)))
     shop.train("interpolation", objective, partial(batches.draw_gaps, clips=clips), recipe.INTERPOLATION_FIT)
+    shop.save("interpolation", objective.state_dict())
 
 
 def measure_latent_space(movq: MoVQ, clips: Iterable[Tensor]) -> LatentSpace:
@@ -325,12 +330,14 @@ def run_export(shop: Workshop) -> None:
     The folders are named as ComfyUI names its model folders, so that the pack can register them as they are.
     """
     target = shop.folder / "weights"
+    keyframes, gaps, decoder, video = (
+        shop.read(stage) for stage in (FINISHED_KEYFRAMES, "interpolation", IMAGE_DECODER, "video_movq")
+    )
+    movq, words = trained_movq(shop), tokenizer(shop).processor.serialized_model_proto()
     for folder in ("diffusion_models", "text_encoders", "vae"):
         (target / folder).mkdir(parents=True, exist_ok=True)
     with atomic_path(target / "text_encoders" / TOKENIZER_NAME) as path:
-        path.write_bytes((shop.folder / TOKENIZER_NAME).read_bytes())
-    keyframes, gaps = (load_file(shop.result(stage)) for stage in (FINISHED_KEYFRAMES, "interpolation"))
-    movq = trained_movq(shop)
+        path.write_bytes(words)
     space = measure_latent_space(movq, (batches.draw_frames(np.random.default_rng(i), 64)[0] for i in range(4)))
     parts = {
         "text_encoders/fusionframes_demo_text_encoder": (
@@ -344,9 +351,9 @@ def run_export(shop: Workshop) -> None:
             Kind("interpolation", "1.0", recipe.INTERPOLATION),
             {**_under(gaps, "unet."), NULL_KEY: gaps[NULL_KEY]}, space.to_dict()),
         "vae/fusionframes_demo_movq": (
-            Kind("movq", "", recipe.MOVQ), _under(load_file(shop.result(IMAGE_DECODER)), "movq."), None),
+            Kind("movq", "", recipe.MOVQ), _under(decoder, "movq."), None),
         "vae/fusionframes_demo_video_movq": (
-            Kind("video_movq", "", recipe.VIDEO_MOVQ), _under(load_file(shop.result("video_movq")), "movq."), None),
+            Kind("video_movq", "", recipe.VIDEO_MOVQ), _under(video, "movq."), None),
     }  # fmt: skip
     for name, (kind, tensors, latents) in parts.items():
         write_checkpoint(target / f"{name}.safetensors", kind, tensors, torch.float16, latents)
@@ -354,6 +361,12 @@ def run_export(shop: Workshop) -> None:
 
 def _under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
+def run_stage(stage: str, shop: Workshop) -> None:
+    """Run one of ``STAGES``; start values depend on the workshop's seed alone, so that a resumed run has the same."""
+    torch.manual_seed(shop.seed)
+    STAGES[stage](shop)
 
 
 STAGES: dict[str, Callable[[Workshop], None]] = {

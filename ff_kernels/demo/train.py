@@ -5,14 +5,15 @@ from pathlib import Path
 
 import torch
 
-from .stages import STAGES, Workshop
+from ..errors import FusionFramesError
+from .stages import STAGES, Workshop, run_stage
 
 # Float32 won on the machine of the shipped weights: its tiny layers are bound by memory and call overhead.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the stages asked for, resuming what an earlier run left unfinished."""
+    """Run the stages asked for, resuming what an earlier run left unfinished; status 2 where one cannot go on."""
     parser = argparse.ArgumentParser(prog="fusionframes.ff_kernels.demo.train", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of weights and resume state")
     parser.add_argument("--stage", choices=STAGES, action="append", help="only this stage; may be repeated")
@@ -24,8 +25,11 @@ def main(arguments: list[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     shop = Workshop(options.output, torch.device(options.device), DTYPES[options.dtype], options.share)
-    for stage in options.stage or STAGES:
-        STAGES[stage](shop)
+    try:
+        for stage in options.stage or STAGES:
+            run_stage(stage, shop)
+    except FusionFramesError as error:
+        parser.exit(2, f"demo.train: {error}\n")
 
 
 if __name__ == "__main__":

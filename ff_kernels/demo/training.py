@@ -1,8 +1,9 @@
 """One training loop for every stage of the demo model: resumable, averaged weights, mixed precision by hand."""
 
+import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
 
+from ..errors import CheckpointError
 from ..frames_io import atomic_path
 
 SAVE_EVERY_S = 60.0
@@ -60,6 +62,15 @@ def learning_rate_at(step: int, fit: Fit) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - fit.warmup) / max(1, fit.steps - fit.warmup)))
 
 
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Return 16 hexadecimal digits that name these weights: any other name, shape or value gives others."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def train(
     objective: nn.Module,
     source: Draw | Course,
@@ -68,6 +79,7 @@ def train(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     """Train ``objective``, whose forward maps a batch to a scalar loss, and return its averaged weights.
 
@@ -76,16 +88,22 @@ def train(
 
     Args:
         objective: module in float32; parameters with ``requires_grad`` are trained.
-        source: ``(rng, batch) -> tensors`` in float32 on the CPU; ``rng`` is seeded by the step, so that a
-            resumed run sees the data an uninterrupted one would have seen. A course gives another at every step.
+        source: ``(rng, batch) -> tensors`` in float32 on the CPU; ``rng`` and torch's own generator are seeded by
+            the step, so that a resumed run sees what an uninterrupted one would have seen. A course gives another
+            at every step.
         fit: the recipe.
         checkpoint: file that holds the state; an existing one is resumed.
         device: where to train.
         dtype: float32, or bfloat16 where the processor multiplies it faster.
+        seed: of the data and of the noise that the objective draws.
 
     Returns:
         Averaged float32 weights of the trained parameters by name, on the CPU.
+
+    Raises:
+        CheckpointError: if the state is of a training from other start weights, or of a longer one.
     """
+    begun = fingerprint(objective.state_dict())
     objective.to(device)
     weights = {k: p for k, p in objective.named_parameters() if p.requires_grad}
     slow = [p for k, p in weights.items() if fit.slow and k.startswith(fit.slow)]
@@ -96,6 +114,16 @@ def train(
     start, seconds, running = 0, 0.0, None
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
+        if state.get("begun") != begun:
+            raise CheckpointError(
+                f"expected {checkpoint} to hold a training from the same start weights, found one from others "
+                "(an earlier stage or the recipe has changed): remove it to train this stage anew"
+            )
+        if state["step"] > fit.steps:
+            raise CheckpointError(
+                f"expected at most {fit.steps} steps in {checkpoint}, found {state['step']}: remove it to train this "
+                "stage anew"
+            )
         start, seconds, running = state["step"], state["seconds"], state["loss"]
         averages.update(state["averages"])
         with torch.no_grad():
@@ -108,6 +136,7 @@ def train(
         with atomic_path(checkpoint) as path:
             torch.save(
                 {
+                    "begun": begun,
                     "step": step,
                     "seconds": seconds,
                     "loss": running,
@@ -124,7 +153,9 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = fit.learning_rate * learning_rate_at(step, fit) * group["share"]
         draw = source.at(step / fit.steps) if isinstance(source, Course) else source
-        batch = [t.to(device) for t in draw(np.random.default_rng([step, 7]), fit.batch)]
+        rng = np.random.default_rng([step, 7, seed])
+        batch = [t.to(device) for t in draw(rng, fit.batch)]
+        torch.manual_seed(int(rng.integers(2**62)))
         cast = {k: p.to(dtype) for k, p in objective.named_parameters()}
         loss = functional_call(objective, cast, tuple(batch))
         optimizer.zero_grad(set_to_none=True)

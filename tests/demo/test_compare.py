@@ -9,6 +9,7 @@ from fusionframes.ff_kernels.demo import recipe
 from fusionframes.ff_kernels.demo.compare import budgets, command, decoders, gaps, runs, tables, variants
 from fusionframes.ff_kernels.demo.scenes import is_held_out
 from fusionframes.ff_kernels.models.configs import TEMPORAL_VARIANTS
+from fusionframes.ff_kernels.settings import Settings
 
 TINY = 0.02
 
@@ -70,6 +71,20 @@ def test_finish_keeps_numbers_until_what_they_depend_on_changes(tmp_path):
     assert worked == [5, 7]
 
 
+def test_finish_works_anew_under_other_shipped_weights_or_guidance(tmp_path, monkeypatch):
+    place, worked = runs.Workplace(tmp_path, 1.0, (1,)), []
+    job = runs.Job("row", 1, lambda: worked.append(1) or {"PSNR": 1.0}, {})
+    runs.finish(place, "group", job)
+    runs.finish(place, "group", job)
+    assert len(worked) == 1
+    monkeypatch.setattr(runs, "DEFAULTS", Settings(guidance_scale=7.0))
+    runs.finish(place, "group", job)
+    assert len(worked) == 2
+    monkeypatch.setattr(runs, "shipped_weights", lambda: "others")
+    runs.finish(place, "group", job)
+    assert len(worked) == 3
+
+
 def test_budget_share_scales_steps_and_clips_and_keeps_one():
     budget = budgets.GAPS.scaled(1e-6)
     assert (budget.fit.steps, budget.clips, budget.evaluated, budget.long_clips) == (1, 1, 1, 1)
@@ -111,6 +126,20 @@ def test_command_trains_measures_and_resumes_at_a_tiny_share(tmp_path, capsys, g
 
     monkeypatch.setattr(runs.Workplace, "train", refuse)
     assert command.main(arguments) == 0
+
+
+def test_command_refuses_states_of_other_start_weights_in_one_line(tmp_path, capsys):
+    arguments = ["--work", str(tmp_path), "--only", decoders.GROUP, "--share", str(TINY), "--seeds", "1"]
+    assert command.main(arguments) == 0
+    for path in (tmp_path / decoders.GROUP).glob("*.json"):
+        path.unlink()
+    for path in (tmp_path / decoders.GROUP / "state").glob("*steps.pt"):
+        torch.save({**torch.load(path, weights_only=True), "begun": "others"}, path)
+    with pytest.raises(SystemExit) as stop:
+        command.main(arguments)
+    assert stop.value.code == 2
+    assert "demo.compare: expected" in (error := capsys.readouterr().err)
+    assert "remove it to train this stage anew" in error
 
 
 def test_command_refuses_to_run_without_a_folder(capsys):

@@ -100,7 +100,7 @@ def test_draw_lessons_are_quiet_and_in_paint_at_first(made, tokenizer):
 
 @pytest.fixture(scope="module")
 def twins(made):
-    return lessons.encode_twins(MOVQ, 0, 3)
+    return lessons.encode_twins(MOVQ, count=3, seed=0)
 
 
 def test_encode_twins_differ_in_shape_alone(twins):
@@ -116,7 +116,7 @@ def test_encode_twins_differ_in_shape_alone(twins):
 
 def test_encode_twins_shows_no_held_out_combination_forwards_or_backwards():
     movq = SimpleNamespace(encode=lambda pixels: pixels[..., ::32, ::32])
-    scenes = lessons.encode_twins(movq, 1, 60).scenes
+    scenes = lessons.encode_twins(movq, count=60, seed=1).scenes
     assert len(scenes) == 240
     assert not any(is_held_out(scene) or is_held_out(reversed_scene(scene)) for scene in scenes)
 
@@ -148,18 +148,18 @@ def test_draw_twins_shows_another_shape_than_the_one_it_names(twins, tokenizer):
 def growing():
     latents = torch.randn(3, KEYFRAMES, 4, 16, 16, generator=torch.Generator().manual_seed(1)).half()
     scenes = (LEFT, replace(LEFT, motion="grows"), replace(BLUE, motion="shrinks"))
-    return lessons.of_growth(batches.LatentClips(latents, scenes))
+    return lessons.select_growth(batches.LatentClips(latents, scenes))
 
 
-def test_of_growth_keeps_the_clips_that_change_their_size(growing):
+def test_select_growth_keeps_the_clips_that_change_their_size(growing):
     assert [scene.motion for scene in growing.scenes] == ["grows", "shrinks"]
     assert len(growing.latents) == 2
 
 
-def test_of_growth_keeps_all_where_none_does(made):
+def test_select_growth_keeps_all_where_none_does(made):
     clips, _ = made
-    assert lessons.of_growth(clips).scenes == clips.scenes
-    assert torch.equal(lessons.of_growth(clips).latents, clips.latents)
+    assert lessons.select_growth(clips).scenes == clips.scenes
+    assert torch.equal(lessons.select_growth(clips).latents, clips.latents)
 
 
 def test_draw_reverses_shows_more_of_the_named_clip_than_of_its_reverse(growing, tokenizer):
@@ -184,8 +184,8 @@ def test_draw_reverses_shows_more_of_the_named_clip_than_of_its_reverse(growing,
             assert 0.5 <= share < 1
             assert torch.allclose(seen, torch.lerp(reverse, row, share), atol=1e-4)
             canonical += torch.equal(said[: used.sum()], tokenizer.encode(words[asked]).ids[0])
-    # Of 24 rows about half are said in the caption's own words.
-    assert 4 <= canonical <= 20
+    # Of 24 rows about 17 are said in the caption's own words: half on purpose, others as paraphrases often are.
+    assert 10 <= canonical <= 23
 
 
 def test_draw_keyframes_and_lessons_mixes_clips_noise_and_twins(made, twins, tokenizer):

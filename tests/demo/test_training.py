@@ -1,5 +1,4 @@
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +10,8 @@ from fusionframes.ff_kernels.demo import batches, objectives, recipe, stages
 from fusionframes.ff_kernels.demo.initial import initialise
 from fusionframes.ff_kernels.demo.latents import fit_latents_to_range
 from fusionframes.ff_kernels.demo.scenes import is_held_out, reversed_scene
-from fusionframes.ff_kernels.demo.training import Course, Fit, learning_rate_at, train
+from fusionframes.ff_kernels.demo.train import main
+from fusionframes.ff_kernels.demo.training import Course, Fit, fingerprint, learning_rate_at, train
 from fusionframes.ff_kernels.errors import CheckpointError
 from fusionframes.ff_kernels.model_files import find_models
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
@@ -52,9 +52,20 @@ FIT = Fit(steps=200, batch=8, learning_rate=0.1, warmup=5, weight_decay=0, avera
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 
 
-def fitted(path, steps_first=None):
+class NoisyLine(Line):
+    """The same, with noise that the objective draws by itself."""
+
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.randn_like(x))
+
+
+def started(kind=Line):
     torch.manual_seed(1)
-    line = Line()
+    return kind()
+
+
+def fitted(path, steps_first=None, kind=Line):
+    line = started(kind)
     if steps_first:
         # Stop early by raising from the data, as a killed run would.
         calls = []
@@ -67,7 +78,7 @@ def fitted(path, steps_first=None):
 
         with pytest.raises(KeyboardInterrupt):
             train(line, draw, FIT, path, **CPU)
-        line = Line()
+        line = started(kind)
     return train(line, draw_line, FIT, path, **CPU)
 
 
@@ -79,9 +90,37 @@ def test_train_learns_and_keeps_the_average(tmp_path):
 
 def test_train_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     monkeypatch.setattr("fusionframes.ff_kernels.demo.training.SAVE_EVERY_S", 0.0)
-    whole = fitted(tmp_path / "whole.pt")
-    resumed = fitted(tmp_path / "resumed.pt", steps_first=25)
+    quiet = fitted(tmp_path / "quiet.pt")
+    whole = fitted(tmp_path / "whole.pt", kind=NoisyLine)
+    resumed = fitted(tmp_path / "resumed.pt", steps_first=25, kind=NoisyLine)
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert not any(torch.equal(whole[key], quiet[key]) for key in whole)
+
+
+def test_train_refuses_a_state_of_other_start_weights_or_of_more_steps(tmp_path):
+    path = tmp_path / "line.pt"
+    fitted(path)
+    before = path.read_bytes()
+    other = started()
+    with torch.no_grad():
+        other.net.bias += 1e-6
+    with pytest.raises(CheckpointError, match=r"line\.pt to hold a training from the same start weights.*remove it"):
+        train(other, draw_line, FIT, path, **CPU)
+    with pytest.raises(CheckpointError, match=r"expected at most 199 steps in .*line\.pt, found 200: remove it"):
+        train(started(), draw_line, replace(FIT, steps=199), path, **CPU)
+    assert path.read_bytes() == before
+
+
+def test_fingerprint_changes_with_any_name_shape_or_value():
+    weights = {"a": torch.zeros(2, 3), "b": torch.ones(1)}
+    others = [
+        {"a": torch.zeros(2, 3), "c": torch.ones(1)},
+        {"a": torch.zeros(3, 2), "b": torch.ones(1)},
+        {"a": torch.zeros(2, 3), "b": torch.full((1,), 1.0001)},
+        {"a": torch.zeros(2, 3)},
+    ]
+    assert fingerprint(weights) == fingerprint(dict(reversed(weights.items())))
+    assert len({fingerprint(each) for each in (weights, *others)}) == 5
 
 
 def test_learning_rate_at_warms_up_and_falls_to_zero():
@@ -260,6 +299,8 @@ def test_workshop_refuses_a_result_that_fits_nothing_of_the_objective(tmp_path):
     shop.load("line", line)
     assert line.net.bias.item() == 3
     shop.save("line", {"movq.weight": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=r"expected the result of stage 'other' in .*run --stage other first"):
+        shop.load("other", line)
     with pytest.raises(CheckpointError, match=r"expected weights of Line in .*line\.safetensors, found none \(movq"):
         shop.load("line", line)
 
@@ -276,6 +317,7 @@ def test_workshop_seed_changes_the_data_and_zero_keeps_the_shipped_order(tmp_pat
         return torch.cat(drawn)
 
     data = [seen(seed) for seed in range(3)]
+    # The shipped weights saw the data of this order.
     assert torch.equal(data[0][:8], draw_line(np.random.default_rng([0, 7]), 8)[0])
     assert not torch.equal(data[1], data[0])
     assert not torch.equal(data[1], data[2])
@@ -308,8 +350,8 @@ def test_train_tokenizer_covers_every_caption_word():
 def test_every_stage_runs_from_nothing_to_a_model_that_generates(tmp_path):
     # Each stage for real, at a thousandth of its length: the weights are useless, the files must fit together.
     shop = stages.Workshop(tmp_path, torch.device("cpu"), torch.float32, share=0.001)
-    for stage in stages.STAGES.values():
-        stage(shop)
+    for stage in stages.STAGES:
+        stages.run_stage(stage, shop)
     trained, start = load_file(tmp_path / "video_movq.safetensors"), load_file(tmp_path / "decoder.safetensors")
     assert torch.equal(trained["movq.encoder.conv_in.weight"], start["movq.encoder.conv_in.weight"])
     assert not torch.equal(trained["movq.decoder.conv_in.weight"], start["movq.decoder.conv_in.weight"])
@@ -317,9 +359,52 @@ def test_every_stage_runs_from_nothing_to_a_model_that_generates(tmp_path):
     clip = pipeline.generate("a red circle", Settings(fps="medium", width=64, height=64, steps=2))
     assert clip.frames.shape == (17, 64, 64, 3)
     assert clip.frames.isfinite().all()
-    again = partial(stages.run_text, shop)
-    again()
-    assert (tmp_path / "text.safetensors").exists()
+    # Finished stages are taken up as they are.
+    results = {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    assert len(results) == len(stages.STAGES) - 1
+    for stage in stages.STAGES:
+        stages.run_stage(stage, shop)
+    assert results == {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize(("stage", "last"), [("movq", "fit_latents_to_range"), ("text", "spread_projection")])
+def test_a_stage_killed_before_its_last_step_leaves_no_result(tmp_path, monkeypatch, stage, last):
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    shop = stages.Workshop(tmp_path, torch.device("cpu"), torch.float32, share=0.001)
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, last, kill)
+        with pytest.raises(KeyboardInterrupt):
+            stages.run_stage(stage, shop)
+    assert not shop.result(stage).exists()
+    stages.run_stage(stage, shop)
+    assert shop.result(stage).exists()
+
+
+def test_workshop_encodes_clips_anew_for_another_count_or_movq(tmp_path):
+    shop, encoded = stages.Workshop(tmp_path, torch.device("cpu"), torch.float32), []
+
+    def encode(movq, count):
+        encoded.append(count)
+        return batches.LatentClips(torch.full((count, 1), float(len(encoded))), (batches.TRAINING_SCENES[0],) * count)
+
+    first, second = (initialise(MoVQ(recipe.MOVQ)) for _ in range(2))
+    for movq, count, expected in ((first, 2, 1), (first, 2, 1), (first, 3, 2), (second, 3, 3), (second, 3, 3)):
+        clips = shop.clips("some", movq, count, encode)
+        assert clips.latents.tolist() == [[expected]] * count
+        assert clips.scenes == (batches.TRAINING_SCENES[0],) * count
+    assert encoded == [2, 3, 3]
+
+
+@pytest.mark.parametrize("stage", ["decoder", "start", "finish", "export"])
+def test_training_command_says_which_stage_is_missing_and_leaves_nothing(tmp_path, capsys, stage):
+    with pytest.raises(SystemExit) as stop:
+        main(["--output", str(tmp_path / "shop"), "--stage", stage])
+    assert stop.value.code == 2
+    assert "first" in capsys.readouterr().err
+    assert not list((tmp_path / "shop").rglob("*.safetensors"))
+    assert not (tmp_path / "shop" / "weights").exists()
 
 
 def test_picture_error_adds_squares_of_pixels_and_of_differences():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ...errors import FusionFramesError
 from ...frames_io import atomic_path
 from . import RESULTS, budgets, decoders, gaps, variants
 from .plots import draw_plots
@@ -45,13 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     place = Workplace(options.work, options.share, tuple(range(1, options.seeds + 1)), options.lpips)
     target = options.results or options.work
     results = load_results(target)
-    for group in options.only or GROUPS:
-        results[group] = run_group(place, group)
-        if group == gaps.GROUP:
-            results["cost"] = gaps.count_costs()
-            if options.time:
-                results["seconds"] = gaps.time_both(place)
-        save_results(target, results)
+    try:
+        for group in options.only or GROUPS:
+            results[group] = run_group(place, group)
+            if group == gaps.GROUP:
+                results["cost"] = gaps.count_costs()
+                if options.time:
+                    results["seconds"] = gaps.time_both(place)
+            save_results(target, results)
+    except FusionFramesError as error:
+        parser.exit(2, f"demo.compare: {error}\n")
     print(tables(results))
     draw_plots(results, target)
     return 0

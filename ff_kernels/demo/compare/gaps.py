@@ -68,7 +68,7 @@ def _work(place: Workplace, name: str, seed: int, budget: budgets.Budget) -> Num
     movq = load(WEIGHTS / "vae" / "fusionframes_demo_movq.safetensors", dtype=torch.float32).network
     clips = {
         skip: place.shop(GROUP, seed).clips(
-            f"skip_{skip}-{budget.clips}", partial(batches.encode_clips, movq, 2 + skip, budget.clips, skip)
+            f"skip_{skip}", movq, budget.clips, partial(batches.encode_clips, seed=2 + skip, skip_frames=skip)
         )
         for skip in batches.SKIP_FRAMES
     }

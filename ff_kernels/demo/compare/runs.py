@@ -3,9 +3,11 @@
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from ...checkpoints.detection import detect
@@ -17,6 +19,7 @@ from ...pipeline import Pipeline
 from .. import WEIGHTS
 from ..model import DEFAULTS
 from ..stages import Workshop
+from ..training import fingerprint
 from .budgets import Budget
 
 Numbers = dict[str, float]
@@ -30,7 +33,8 @@ class Job:
         name: the row.
         seed: of start values, data and noise; 0 where nothing is random.
         work: trains what is not trained yet, measures and returns the numbers.
-        told: what else the numbers depend on; numbers kept under other values are not taken up.
+        told: what else the numbers depend on, beside the shipped weights and the demo's guidance; numbers kept
+            under other values are not taken up.
     """
 
     name: str
@@ -60,12 +64,9 @@ class Workplace:
         return Workshop(self.folder / group, torch.device("cpu"), torch.float32, seed=seed)
 
     def train(self, group: str, name: str, seed: int, objective: nn.Module, draw: Callable, budget: Budget) -> None:
-        """Train an objective under a seed, or take up the weights of an earlier run of the same length."""
-        shop, stage = self.shop(group, seed), f"{name}-seed{seed}-{budget.fit.steps}steps"
-        if not shop.result(stage).exists():
-            with torch.enable_grad():
-                shop.train(stage, objective, draw, budget.fit)
-        shop.load(stage, objective)
+        """Train an objective under a seed, or take up where an earlier run of the same start and length was left."""
+        with torch.enable_grad():
+            self.shop(group, seed).train(f"{name}-seed{seed}-{budget.fit.steps}steps", objective, draw, budget.fit)
         objective.eval()
 
     def weights_file(self, group: str, name: str, seed: int) -> Path:
@@ -78,7 +79,7 @@ class Workplace:
 def finish(place: Workplace, group: str, job: Job) -> Numbers:
     """Return the numbers of a job, working only if they are not there yet."""
     path = place.folder / group / f"{job.name}-seed{job.seed}.json".replace(" ", "_")
-    told = json.loads(json.dumps(job.told))
+    told = json.loads(json.dumps({**job.told, "demo": DEFAULTS.guidance_scale, "weights": shipped_weights()}))
     if path.exists():
         kept = json.loads(path.read_text(encoding="ascii"))
         if kept["told"] == told:
@@ -88,6 +89,16 @@ def finish(place: Workplace, group: str, job: Job) -> Numbers:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps({"told": told, "numbers": numbers}, indent=1), encoding="ascii")
     return numbers
+
+
+@cache
+def shipped_weights() -> str:
+    """Return what names the shipped weights all together."""
+    return fingerprint({k: v for path in sorted(WEIGHTS.rglob("*.safetensors")) for k, v in _prefixed(path).items()})
+
+
+def _prefixed(path: Path) -> dict[str, torch.Tensor]:
+    return {f"{path.stem}.{name}": tensor for name, tensor in load_file(path).items()}
 
 
 def shipped(name: str) -> nn.Module:

@@ -77,8 +77,8 @@ def _work(place: Workplace, variant: str, seed: int, budget: budgets.Budget) -> 
     torch.manual_seed(seed)
     objective = start_of(variant)
     movq = load(WEIGHTS / "vae" / "fusionframes_demo_movq.safetensors", dtype=torch.float32).network
-    shop = place.shop(GROUP, seed)
-    clips = shop.clips(f"keyframes-{budget.clips}", lambda: batches.encode_clips(movq, 1, budget.clips, None))
+    encode = partial(batches.encode_clips, seed=1, skip_frames=None)
+    clips = place.shop(GROUP, seed).clips("keyframes", movq, budget.clips, encode)
     tokenizer = Tokenizer(WEIGHTS / "text_encoders" / TOKENIZER_NAME)
     draw = partial(batches.draw_keyframes, clips=clips, tokenizer=tokenizer)
     place.train(GROUP, variant, seed, objective, draw, budget)
