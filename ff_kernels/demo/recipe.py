@@ -1,9 +1,9 @@
 """Sizes of the demo networks and how long each stage trains.
 
-The shipped weights came about so, except that MoVQ, decoders and interpolation are older, and that the lessons were
-meant to be 800 steps and went on to 1,200, in two processes with half of every batch each and their gradients
-averaged. Interpolation: 2,200, 6,000 and 2,500 steps, each resumed from the last with its rate started anew. Decoder:
-800 steps without squares, then 900 with them.
+The shipped weights came about so, except that MoVQ, image decoder and interpolation are older, and that the lessons
+were meant to be 800 steps and went on to 1,200, in two processes with half of every batch each and their gradients
+averaged. Interpolation: 2,200, 6,000 and 2,500 steps, each resumed from the last with its rate started anew. Image
+decoder: 800 steps without squares, then 900 with them; the video decoder started from it as shipped, in half precision.
 """
 
 from dataclasses import replace
@@ -46,7 +46,9 @@ GAP_CLIPS = 2000
 MOVQ_FIT = Fit(steps=1300, batch=16, learning_rate=2e-3)
 DECODER_FIT = Fit(steps=1700, batch=16, learning_rate=1.5e-3)
 DECODER_SQUARED = 10.0
-VIDEO_MOVQ_FIT = Fit(steps=300, batch=4, learning_rate=1e-3)
+# It starts as the image decoder, at 39.9 dB on neighbouring frames, was at 38.7 after 183 steps and is at 40.3 once the
+# rate has fallen.
+VIDEO_MOVQ_FIT = Fit(steps=600, batch=4, learning_rate=5e-4)
 TEXT_FIT = Fit(steps=1000, batch=64, learning_rate=2e-3)
 READING_FIT = Fit(steps=600, batch=64, learning_rate=2e-3, warmup=50)
 # No weight decay in the stages of the keyframe network: it would wear down the path of the noise (noise_path.py).

@@ -206,7 +206,7 @@ def draw_single(rng: np.random.Generator, batch: int) -> tuple[Tensor]:
 
 def run_video_movq(shop: Workshop) -> None:
     """Train the video decoder over the frozen encoder, starting as the image decoder."""
-    objective = objectives.FrozenEncoder(initialise(MoVQ(recipe.VIDEO_MOVQ)))
+    objective = objectives.FrozenEncoder(initialise(MoVQ(recipe.VIDEO_MOVQ)), recipe.DECODER_SQUARED)
     shop.load(IMAGE_DECODER, objective)
     shop.train("video_movq", objective, batches.draw_windows, recipe.VIDEO_MOVQ_FIT)
     shop.save("video_movq", objective.state_dict())

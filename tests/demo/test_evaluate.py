@@ -14,7 +14,7 @@ from fusionframes.ff_kernels.demo.evaluate import (
 )
 from fusionframes.ff_kernels.demo.measure import measure_scene
 from fusionframes.ff_kernels.demo.model import demo_pipeline
-from fusionframes.ff_kernels.demo.scenes import FULL_FRAMES, KEYFRAMES, MEDIUM_FRAMES, is_held_out
+from fusionframes.ff_kernels.demo.scenes import ATTRIBUTES, FULL_FRAMES, KEYFRAMES, MEDIUM_FRAMES, is_held_out
 from fusionframes.ff_kernels.settings import Settings
 
 # Captions of the smaller sample; a share may fall short of its threshold by what one caption weighs.
@@ -36,8 +36,14 @@ def test_demo_model_shows_what_held_out_captions_say(accuracy, name):
     assert accuracy[name] >= THRESHOLDS[name] - 1 / CAPTIONS
 
 
-def test_demo_movq_keeps_true_frames(pipeline):
-    assert reconstruction_psnr(pipeline, "movq", true_clips(8, KEYFRAMES)) >= THRESHOLDS["movq_psnr"]
+def test_demo_model_as_shipped_draws_nearly_every_held_out_caption(accuracy):
+    # Weights that only meet the goals would be a loss: these draw all of them, on any machine but for rounding.
+    assert accuracy["all"] >= 1 - 2 / CAPTIONS
+
+
+@pytest.mark.parametrize("decoder", ["movq", "video_movq"])
+def test_demo_decoders_keep_true_frames(pipeline, decoder):
+    assert reconstruction_psnr(pipeline, decoder, true_clips(8, KEYFRAMES)) >= THRESHOLDS["movq_psnr"]
 
 
 @pytest.mark.parametrize(("passes", "frames"), [(1, MEDIUM_FRAMES), (2, FULL_FRAMES)])
@@ -74,7 +80,7 @@ def test_attribute_accuracy_does_not_depend_on_the_batch(pipeline):
 def test_held_out_scenes_are_held_out_and_show_every_motion():
     scenes = held_out_scenes(64)
     assert all(is_held_out(scene) for scene in scenes)
-    assert {scene.motion: 0 for scene in scenes}.keys() == {scene.motion for scene in held_out_scenes(8)}
+    assert {scene.motion for scene in scenes} == set(ATTRIBUTES["motion"])
     assert len(set(scenes)) == 64
 
 
