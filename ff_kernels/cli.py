@@ -256,21 +256,26 @@ def _peak_memory(device: Any) -> str:
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    """Print every compared tensor; status 1 if one is over its limit."""
+    """Print every compared tensor; status 1 if one is over its limit, 2 if a case could not be run."""
     from .verify import verify
 
     if not options.folder.is_dir():
         raise InputError(f"expected a folder of reference cases, found none at '{options.folder}': check the path")
     checks = []
     print(f"{'case':32} {'tensor':32} {'parity':7} {'error':>10} {'limit':>8}")
+    broken = 0
     for check in verify(options.folder):
+        if check.problem is not None:
+            broken += 1
+            print(f"fusionframes: {check.problem}", file=sys.stderr)
+            continue
         checks.append(check)
         verdict = "pass" if check.passed else "FAIL"
         measured = f"{check.error:10.2e} {check.limit:8.0e}  {verdict}"
         print(f"{check.case:32} {check.tensor:32} {check.parity:7} {measured}", flush=True)
     failed = sum(not check.passed for check in checks)
-    print(f"{len(checks) - failed} passed, {failed} failed")
-    return EXIT_FAILED if failed else 0
+    print(f"{len(checks) - failed} passed, {failed} failed" + (f", {broken} cases not run" if broken else ""))
+    return EXIT_FAILED if failed else EXIT_ERROR if broken else 0
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, int]:

@@ -1,117 +1,53 @@
 """Run reference cases (numbers of the authors' code) through the engine and report every tensor's error.
 
-A case is ``NAME.json`` (configuration, seeds, tapes) beside ``NAME.safetensors`` (inputs and expected outputs);
-weights and noise are functions of key, shape and seed, so that nothing large has to be stored.
+A case is ``NAME.json`` (configuration, seeds, tapes) beside ``NAME.safetensors`` (inputs and expected outputs).
 """
 
 import json
 import math
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from .decoding import decode
 from .errors import InputError
-from .folding import Parity, fold
-from .models.configs import MoVQConfig, TextConfig, UNetConfig
-from .models.interpolation_unet import InterpolationUNet
-from .models.keyframe_unet import KeyframeUNet
-from .models.movq import MoVQ
-from .models.text_encoder import TextEncoder, TextProjection, project_context
-from .sampling.schedule import make_schedule_v11, posterior_tables_v10
-from .stages import (
-    SKIP_FRAMES,
-    Run,
-    Text,
-    interpolate,
-    sample_keyframes_v10,
-    sample_keyframes_v11,
-    sample_picture_v11,
+from .folding import Parity
+from .reference import (
+    How,
+    Outputs,
+    check_interpolation_unet,
+    check_keyframe_unet,
+    check_movq,
+    check_pipeline_v10,
+    check_pipeline_v11,
+    check_schedule,
+    check_text,
 )
-
-FORWARD_LIMIT = 1e-5
-TABLE_LIMIT = 1e-6
-PIPELINE_LIMITS = {"1.0": 2e-3, "1.1": 2e-2}
-_MERGES = ("temporal_merge", "time_embed_merge", "skip_merge", "time_embed_context_merge")
-
-Outputs = dict[str, tuple[Tensor, float]]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One compared tensor: relative L2 error ``||out - expected|| / ||expected||`` against its limit."""
+    """One compared tensor: relative L2 error ``||out - expected|| / ||expected||`` against its limit.
+
+    ``problem`` says in a sentence why a case could not be run; it has no tensor then.
+    """
 
     case: str
     tensor: str
     error: float
     limit: float
     parity: Parity = "strict"
+    problem: str | None = None
 
     @property
     def passed(self) -> bool:
         """Whether the error is finite and within the limit."""
         return self.error <= self.limit
-
-
-class TapeNoise:
-    """Noise of a case: draw n of a kind is a function of the kind, n and the tape's seed."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed, self.count = seed, 0
-
-    def _stream(self, kind: str) -> np.random.RandomState:
-        name = f"{kind}.{self.count}"
-        self.count += 1
-        return np.random.RandomState((zlib.crc32(name.encode()) + self.seed) % 2**32)
-
-    def normal(self, shape: tuple[int, ...]) -> Tensor:
-        """Return the next standard normal tensor."""
-        return torch.from_numpy(self._stream("randn").standard_normal(tuple(shape)).astype(np.float32))
-
-    def uniform(self, shape: tuple[int, ...]) -> Tensor:
-        """Return the next uniform 0..1 tensor."""
-        return torch.from_numpy(self._stream("rand").random_sample(tuple(shape)).astype(np.float32))
-
-
-def case_weight(key: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Return the weight of a case: a function of its key, its shape and the case's seed."""
-    stream = np.random.RandomState((zlib.crc32(key.encode()) + seed) % 2**32)
-    x = stream.standard_normal(shape).astype(np.float32)
-    last = key.rsplit(".", 1)[-1]
-    if len(shape) >= 2:
-        x = x / math.sqrt(math.prod(shape[1:]))
-    elif last.startswith(_MERGES):
-        x = 0.5 + 0.2 * x
-    elif key.endswith("weight"):
-        x = 1 + 0.1 * x
-    else:
-        x = 0.1 * x
-    return torch.from_numpy(np.asarray(x, dtype=np.float32))
-
-
-def fill_weights(network: nn.Module, seed: int, listed: dict[str, list[int]] | None = None) -> nn.Module:
-    """Load a network with case weights, by the case's own list of keys where it has one.
-
-    Raises:
-        InputError: if the network does not have exactly the listed keys and shapes.
-    """
-    own = {k: list(v.shape) for k, v in network.state_dict().items()}
-    if listed is not None and own != listed:
-        odd = sorted(k for k in own.keys() | listed.keys() if own.get(k) != listed.get(k))
-        raise InputError(
-            f"expected the case's {len(listed)} keys, got {len(own)} with '{odd[0]}' the first to differ: "
-            "the configuration and the key list of the case disagree"
-        )
-    network.load_state_dict({k: case_weight(k, tuple(s), seed) for k, s in (listed or own).items()})
-    return network.eval().requires_grad_(False)
 
 
 def relative_error(out: Tensor, expected: Tensor) -> float:
@@ -124,202 +60,20 @@ def relative_error(out: Tensor, expected: Tensor) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-@dataclass(frozen=True)
-class How:
-    """Of which release a case is, and whether its networks run as released or folded."""
-
-    family: str
-    parity: Parity = "strict"
-
-    def ready(self, network: nn.Module, case: dict[str, Any], listed: dict[str, list[int]] | None) -> nn.Module:
-        """Give a network the weights of a case, and fold it on the fast path."""
-        fill_weights(network, case["seed"], listed)
-        return fold(network) if self.parity == "fast" else network
-
-
-def _unet(case: dict[str, Any], how: How, stage: str, listed: dict[str, list[int]] | None) -> nn.Module:
-    config = UNetConfig.from_dict({**case["config"], "family": how.family, "stage": stage})
-    return how.ready((KeyframeUNet if stage == "keyframe" else InterpolationUNet)(config), case, listed)
-
-
-def _movq(case: dict[str, Any], how: How, listed: dict[str, list[int]] | None = None) -> MoVQ:
-    return how.ready(MoVQ(MoVQConfig.from_dict(case["config"])), case, listed)
-
-
-def _rows(values: Tensor) -> Tensor:
-    return values[None]
-
-
-def check_keyframe_unet(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
-    """One forward in video mode and, for release 1.1, one in image mode; every sample has its own context."""
-    unet = _unet(case, how, "keyframe", case["state_dict"])
-    frames = case["config"].get("num_frames") or case["num_frames"]
-    positions = t["temporal_positions" if "temporal_positions" in t else "temporal"]
-    extra = {"noise_level": t.get("noise_aug_time"), "motion_score": t.get("motion_score")}
-    conditions = unet.prepare(
-        t["context"],
-        t["context_mask"],
-        _rows(t["time"]),
-        positions=positions,
-        num_frames=frames,
-        frames_per_row=1,
-        **extra,
-    )
-    outputs = {"out": (unet(t["x"], conditions), FORWARD_LIMIT)}
-    if "image_x" in t:
-        conditions = unet.prepare(t["image_context"], t["image_context_mask"], _rows(t["image_time"]), positions=None)
-        outputs["image_out"] = (unet(t["image_x"], conditions), FORWARD_LIMIT)
-    return outputs
-
-
-def check_interpolation_unet(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
-    """One forward; every gap has its own context."""
-    unet = _unet(case, how, "interpolation", case["state_dict"])
-    gaps = case["num_temporal_groups" if how.family == "1.0" else "num_predicted_groups"]
-    conditions = unet.prepare(
-        t["context"],
-        t["context_mask"],
-        _rows(t["time"]),
-        num_gaps=gaps,
-        gaps_per_row=1,
-        skip_frames=t["skip_frames"],
-        noise_level=t.get("perturbation_time", 0),
-        merge=t.get("temporal_mask"),
-    )
-    return {"out": (unet(t["x"], conditions), FORWARD_LIMIT)}
-
-
-def check_movq(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
-    """Encode and decode; the decoder of release 1.1 sees the tensor as one chunk."""
-    movq = _movq(case, how, case["state_dict"])
-    outputs = {"latent": (movq.encode(t["image"]), FORWARD_LIMIT)} if "image" in t else {}
-    outputs["decoded"] = (movq.decode(t["z"], shared_map=how.family == "1.1"), FORWARD_LIMIT)
-    return outputs
-
-
-def check_text(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
-    """Encode token numbers and project them."""
-    encoder = TextEncoder(TextConfig.from_dict(case["config"]))
-    fill_weights(encoder, case["seed"], case["state_dict"])
-    sizes = case["projection"]["state_dict"]
-    projection = TextProjection(sizes["0.weight"][1], sizes["0.weight"][0])
-    fill_weights(projection, case["projection"]["seed"], sizes)
-    hidden = encoder(t["input_ids"], t["attention_mask"])
-    context, mask = project_context(hidden, t["attention_mask"], projection)
-    return {
-        "last_hidden_state": (hidden, FORWARD_LIMIT),
-        "context": (context, FORWARD_LIMIT),
-        "context_mask": (mask, 0.0),
-    }
-
-
-def check_schedule(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
-    """The 1.0 tables of a number of steps."""
-    return {name: (table, TABLE_LIMIT) for name, table in vars(posterior_tables_v10(case["steps"])).items()}
-
-
-def _interpolated(
-    case: dict[str, Any], t: dict[str, Tensor], how: How, keyframes: Tensor, text: Text | None
-) -> Outputs:
-    unet = _unet(case["interpolation"], how, "interpolation", None)
-    limit, outputs = PIPELINE_LIMITS[how.family], {}
-    steps = case["steps"] if how.family == "1.0" else len(t["interpolation_timesteps"])
-    for name, before, skip in zip(
-        ("video_medium", "video_high"), (keyframes, t.get("video_medium")), SKIP_FRAMES, strict=True
-    ):
-        if name in t:
-            skip = case.get("skip_frames", {}).get(name.removeprefix("video_"), skip)
-            video = interpolate(
-                unet,
-                before[None],
-                text,
-                t["interpolation_null_embedding"],
-                Run(TapeNoise(case["tape_seed"]["interpolation"])),
-                skip_frames=skip,
-                steps=steps,
-                guidance_scale=case["interpolation_guidance_scale"],
-            )
-            outputs[name] = (video[0], limit)
-    return outputs
-
-
-def _decoded(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
-    last = t["video_high"] if "video_high" in t else t["video_medium"]
-    movq = _movq(case["movq" if how.family == "1.0" else "video_movq"], how)
-    return {"frames": (decode(movq, last, shared_map=how.family == "1.1"), PIPELINE_LIMITS[how.family])}
-
-
-def check_pipeline_v10(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
-    """Keyframes without and with a negative prompt, both interpolation passes, decoding."""
-    unet = _unet(case["keyframe"], how, "keyframe", None)
-    text = Text.of(t["context"], t["context_mask"])
-    negative = Text.of(t["negative_context"], t["negative_context_mask"]) if "negative_context" in t else None
-    others = {"keyframes_plain": text.unconditional(t["null_embedding"]), "keyframes_negative": negative}
-    outputs: Outputs = {}
-    for name, unconditional in others.items():
-        if name in t and unconditional is not None:
-            frames = sample_keyframes_v10(
-                unet,
-                text,
-                unconditional,
-                Run(TapeNoise(case["tape_seed"]["keyframes"])),
-                size=t[name].shape[-2:],
-                num_frames=t[name].shape[0],
-                guidance_scale=case["guidance_scale"],
-                steps=case["steps"],
-            )
-            outputs[name] = (frames[0], PIPELINE_LIMITS[how.family])
-    return outputs | _interpolated(case, t, how, t["keyframes_plain"], None) | _decoded(case, t, how)
-
-
-def check_pipeline_v11(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
-    """First frame, keyframes, both interpolation passes, decoding, and the schedules they run on."""
-    unet = _unet(case["keyframe"], how, "keyframe", None)
-    limit, steps, seeds = PIPELINE_LIMITS[how.family], len(t["keyframe_timesteps"]), case["tape_seed"]
-    text = Text.of(t["context"], t["context_mask"])
-    null = text.unconditional(t["null_embedding"])
-    picture = sample_picture_v11(
-        unet,
-        text,
-        null,
-        Run(TapeNoise(seeds["image_latent"])),
-        steps=steps,
-        size=t["image_latent"].shape[-2:],
-        guidance_scale=case["image_guidance"],
-    )
-    keyframes = sample_keyframes_v11(
-        unet,
-        text,
-        null,
-        t["key_frame"][None],
-        Run(TapeNoise(seeds["keyframes"])),
-        num_frames=t["keyframes"].shape[0],
-        guidance_scale=case["guidance_weight_prompt"],
-        image_guidance=case["guidance_weight_image"],
-        motion_score=case["motion_score"],
-        noise_level=case["noise_augmentation"],
-        steps=steps,
-    )
-    outputs: Outputs = {"image_latent": (picture, limit), "keyframes": (keyframes[0], limit)}
-    for name, spacing in (("keyframe", "leading"), ("interpolation", "trailing")):
-        schedule = make_schedule_v11(len(t[f"{name}_timesteps"]), spacing)
-        outputs[f"{name}_timesteps"] = (schedule.timesteps, 0.0)
-        outputs[f"{name}_alphas_cumprod"] = (schedule.alphas_cumprod, TABLE_LIMIT)
-    return outputs | _interpolated(case, t, how, t["keyframes"], text) | _decoded(case, t, how)
-
-
-def _kind(case: dict[str, Any], t: dict[str, Tensor]) -> tuple[Callable[..., Outputs], str]:
+def _kind(case: dict[str, Any], t: dict[str, Tensor], name: str) -> tuple[Callable[..., Outputs], str]:
     """Find out from its content what a case checks, and of which release."""
     keys = case.get("state_dict", {})
     if "tapes" in case or "tape_seed" in case:
-        is_v10 = "image_latent" not in t
-        return (check_pipeline_v10, "1.0") if is_v10 else (check_pipeline_v11, "1.1")
+        is_v11 = "image_latent" in t or "guidance_weight_prompt" in case
+        return (check_pipeline_v11, "1.1") if is_v11 else (check_pipeline_v10, "1.0")
     if "input_ids" in t:
         return check_text, "1.0"
     if "betas" in t:
         return check_schedule, "1.0"
     if "z_channels" in case.get("config", {}):
-        return check_movq, "1.1" if "temporal" in case["config"] else "1.0"
+        # An image MoVQ of 1.1 that names no part over time is told from one of 1.0 by its name alone.
+        names_time = any(key.startswith("temporal") or key == "build_3D_decoder" for key in case["config"])
+        return check_movq, "1.1" if names_time or name.startswith("v11") else "1.0"
     if "skip_frames" in t:
         is_v11 = any("temporal_projection_new" in key for key in keys)
         return check_interpolation_unet, "1.1" if is_v11 else "1.0"
@@ -364,36 +118,48 @@ def verify_case(path: Path, parity: Parity = "strict") -> list[Check]:
             and give no check for it.
 
     Raises:
-        InputError: if the case cannot be read or does not hold what its kind needs.
+        InputError: if the case cannot be read, does not hold what its kind needs, or names no result.
     """
     name = path.stem
     try:
         case = json.loads(path.read_text(encoding="utf-8"))
         tensors = load_file(path.with_suffix(".safetensors"))
-        check, family = _kind(case, tensors)
+        check, family = _kind(case, tensors, name)
+        expected = sorted(_expected(case, tensors))
+        if not expected:
+            raise InputError(f"expected a result to compare, got the tensors {', '.join(sorted(tensors))}: add one")
         if parity == "fast" and check in (check_text, check_schedule):
             return []
         outputs = check(case, tensors, How(family, parity))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        if isinstance(error, InputError):
-            raise InputError(f"case {name}: {error}") from error
+    except InputError as error:
+        raise InputError(f"case {name}: {error}") from error
+    # Whatever a network or a reader raises here, it raises over what the case holds.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
+            SafetensorError) as error:  # fmt: skip
         raise InputError(
-            f"expected a readable reference case in '{path}', got {error!r}: see the format in tests/golden/README.md"
+            f"expected a reference case that runs in '{path}', got {type(error).__name__}: {_first_line(error)}: see "
+            "the format in tests/golden/README.md"
         ) from error
     return [
         Check(name, key, relative_error(outputs[key][0], tensors[key]), outputs[key][1], parity)
         if key in outputs else Check(name, key, math.inf, 0.0, parity)
-        for key in sorted(_expected(case, tensors))
+        for key in expected
     ]  # fmt: skip
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "no reason given")
+
+
 def find_cases(folder: Path) -> list[Path]:
-    """Return the ``.json`` files of all cases in a folder, sorted; files without tensors beside them are not cases.
+    """Return the ``.json`` files of all cases in a folder, sorted, a case whose tensors are missing included.
+
+    Other descriptions, such as manifests, have neither tensors beside them nor a seed or steps.
 
     Raises:
         InputError: if the folder holds no case.
     """
-    cases = sorted(p for p in folder.glob("*.json") if p.with_suffix(".safetensors").exists())
+    cases = sorted(p for p in folder.glob("*.json") if p.with_suffix(".safetensors").exists() or _describes_case(p))
     if not cases:
         raise InputError(
             f"expected reference cases (NAME.json beside NAME.safetensors) in '{folder}', got none: "
@@ -402,8 +168,23 @@ def find_cases(folder: Path) -> list[Path]:
     return cases
 
 
+def _describes_case(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and not content.keys().isdisjoint({"seed", "tape_seed", "steps"})
+
+
 def verify(folder: Path) -> Iterator[Check]:
-    """Run every case of a folder on the strict and on the fast path, yielding each compared tensor."""
+    """Run every case of a folder on the strict and on the fast path, yielding each compared tensor.
+
+    A case that cannot be run yields one check that fails and says why, and the next one follows.
+    """
     for path in find_cases(folder):
         for parity in get_args(Parity):
-            yield from verify_case(path, parity)
+            try:
+                yield from verify_case(path, parity)
+            except InputError as error:
+                yield Check(path.stem, "-", math.inf, 0.0, parity, str(error))
+                break

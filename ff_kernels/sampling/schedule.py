@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,7 +80,12 @@ def cosine_betas(steps: int) -> Tensor:
 
 
 def posterior_tables_v10(steps: int) -> PosteriorTables:
-    """Return the posterior tables of a native ``steps``-step cosine schedule (release 1.0)."""
+    """Return the posterior tables of a native ``steps``-step cosine schedule (release 1.0).
+
+    Raises:
+        InputError: if ``steps`` is not within 1 .. 1000.
+    """
+    _check_steps(steps)
     betas = cosine_betas(steps)
     alphas = 1 - betas
     bar = torch.cumprod(alphas, dim=0)
@@ -158,7 +164,9 @@ def make_schedule_v11(steps: int, spacing: str) -> Schedule:
     if spacing == "leading":
         timesteps = (torch.arange(steps) * (TRAIN_STEPS // steps)).flip(0)
     elif spacing == "trailing":
-        timesteps = torch.arange(TRAIN_STEPS, 0, -TRAIN_STEPS / steps).round().long()[:steps] - 1
+        # NumPy's own steps decide which way near halves go: torch's differ at 50 of the 1000 counts (48, 96, ...).
+        places = np.arange(TRAIN_STEPS, 0, -TRAIN_STEPS / steps).round()[:steps]
+        timesteps = torch.from_numpy(places.astype(np.int64)) - 1
     else:
         raise InputError(f"expected the timestep spacing leading or trailing, got {spacing!r}: choose one of them")
     betas = zero_terminal_betas(cosine_betas(TRAIN_STEPS))

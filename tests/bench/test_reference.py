@@ -18,7 +18,8 @@ from fusionframes.ff_kernels.models.configs import MoVQConfig, UNetConfig
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
 from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet
 from fusionframes.ff_kernels.models.movq import MoVQ
-from fusionframes.ff_kernels.verify import FORWARD_LIMIT, fill_weights, relative_error
+from fusionframes.ff_kernels.reference import FORWARD_LIMIT, fill_weights
+from fusionframes.ff_kernels.verify import relative_error
 
 
 def read(golden, name):

@@ -77,6 +77,11 @@ def test_schedule_v11_spacings_stay_in_range_and_fall(steps):
     assert make_schedule_v11(steps, "trailing").timesteps[0] == 999
 
 
+def test_make_schedule_v11_trailing_rounds_near_halves_as_the_authors_scheduler_does():
+    # The fourth is 937.4999999999999 in NumPy's steps and 937.5 in torch's, which would give 937.
+    assert make_schedule_v11(48, "trailing").timesteps[:5].tolist() == [999, 978, 957, 936, 916]
+
+
 def test_posterior_tables_v10_first_variance_is_replaced():
     tables = posterior_tables_v10(20)
     assert tables.posterior_variance[0] == 0
