@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .errors import InputError
+from .errors import FusionFramesError, InputError
 from .folding import Parity
 from .reference import (
     How,
@@ -131,7 +131,7 @@ def verify_case(path: Path, parity: Parity = "strict") -> list[Check]:
         if parity == "fast" and check in (check_text, check_schedule):
             return []
         outputs = check(case, tensors, How(family, parity))
-    except InputError as error:
+    except FusionFramesError as error:
         raise InputError(f"case {name}: {error}") from error
     # Whatever a network or a reader raises here, it raises over what the case holds.
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
