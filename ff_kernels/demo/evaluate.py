@@ -134,19 +134,22 @@ def reconstruction_psnr(pipeline: Pipeline, decoder: str, clips: Sequence[Tensor
 
 
 @torch.inference_mode()
-def interpolation_psnr(pipeline: Pipeline, clips: Sequence[Tensor], passes: int) -> tuple[float, float]:
+def interpolation_psnr(
+    pipeline: Pipeline, clips: Sequence[Tensor], passes: int, settings: Settings | None = None
+) -> tuple[float, float]:
     """Interpolate true keyframes and compare the new frames with the truth, beside linear blending of pixels.
 
     Args:
         pipeline: the demo model.
         clips: ``[4 ** passes * (T - 1) + 1, 3, 64, 64]`` true frames in 0..1.
         passes: interpolation passes.
+        settings: sampling steps and the like; default the demo's.
 
     Returns:
         PSNR in dB of the model and of blending the true keyframes' pixels, both over new frames only.
     """
     ours, blends = [], []
-    for clip, frames, linear in interpolated_clips(pipeline, clips, passes):
+    for clip, frames, linear in interpolated_clips(pipeline, clips, passes, settings):
         new = torch.arange(len(clip)) % 4**passes != 0
         ours.append((frames[new], clip[new]))
         blends.append((linear[new], clip[new]))

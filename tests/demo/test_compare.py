@@ -6,7 +6,9 @@ import torch
 
 from fusionframes.ff_kernels.bench.sizes import decoder_parameters
 from fusionframes.ff_kernels.demo import recipe
+from fusionframes.ff_kernels.demo.batches import draw_windows
 from fusionframes.ff_kernels.demo.compare import budgets, command, decoders, gaps, runs, tables, variants
+from fusionframes.ff_kernels.demo.objectives import FrozenEncoder
 from fusionframes.ff_kernels.demo.scenes import is_held_out
 from fusionframes.ff_kernels.models.configs import TEMPORAL_VARIANTS
 from fusionframes.ff_kernels.settings import Settings
@@ -128,15 +130,23 @@ def test_command_trains_measures_and_resumes_at_a_tiny_share(tmp_path, capsys, g
     assert command.main(arguments) == 0
 
 
-def test_command_refuses_states_of_other_start_weights_in_one_line(tmp_path, capsys):
-    arguments = ["--work", str(tmp_path), "--only", decoders.GROUP, "--share", str(TINY), "--seeds", "1"]
-    assert command.main(arguments) == 0
-    for path in (tmp_path / decoders.GROUP).glob("*.json"):
-        path.unlink()
-    for path in (tmp_path / decoders.GROUP / "state").glob("*steps.pt"):
-        torch.save({**torch.load(path, weights_only=True), "begun": "others"}, path)
+def test_workplace_refuses_the_state_of_other_start_weights_and_the_command_says_so(tmp_path, capsys, monkeypatch):
+    place, budget = runs.Workplace(tmp_path, 1.0, (1,)), budgets.DECODERS.scaled(TINY)
+    row = decoders.ROWS[1]
+
+    def train(*_):
+        objective = FrozenEncoder(decoders.start_of(row))
+        with torch.no_grad():
+            objective.movq.decoder.conv_out.bias += train.shift
+        place.train("group", "name", 1, objective, draw_windows, budget)
+        return {}
+
+    train.shift = 0.0
+    train()
+    train.shift = 0.1
+    monkeypatch.setattr(command, "run_group", train)
     with pytest.raises(SystemExit) as stop:
-        command.main(arguments)
+        command.main(["--work", str(tmp_path), "--only", decoders.GROUP])
     assert stop.value.code == 2
     assert "demo.compare: expected" in (error := capsys.readouterr().err)
     assert "remove it to train this stage anew" in error

@@ -48,8 +48,9 @@ def test_demo_decoders_keep_true_frames(pipeline, decoder):
 
 @pytest.mark.parametrize(("passes", "frames"), [(1, MEDIUM_FRAMES), (2, FULL_FRAMES)])
 def test_demo_interpolation_beats_linear_blending(pipeline, passes, frames):
-    # As many as the evaluation has: with four, one clip moves the gain by more than the room it has.
-    ours, linear = interpolation_psnr(pipeline, true_clips(16, frames), passes)
+    # As many clips as the evaluation has: the gain of the first eight is 2.4 dB at 65 frames, of all 3.4. Fewer steps
+    # than it has, which cost 0.2 dB of the gain at most.
+    ours, linear = interpolation_psnr(pipeline, true_clips(16, frames), passes, Settings(fps="low", steps=20))
     assert ours - linear >= THRESHOLDS["interpolation_gain"]
 
 

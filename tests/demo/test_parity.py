@@ -12,7 +12,7 @@ PROMPT = "a large red circle grows on a white background"
 
 @pytest.fixture(scope="module")
 def clips():
-    settings = Settings(fps="medium", seed=3)
+    settings = Settings(fps="medium", seed=3, steps=20)
     return {parity: demo_pipeline(parity=parity).generate(PROMPT, settings) for parity in ("strict", "fast")}
 
 
