@@ -263,18 +263,18 @@ def run_verify(options: argparse.Namespace) -> int:
         raise InputError(f"expected a folder of reference cases, found none at '{options.folder}': check the path")
     checks = []
     print(f"{'case':32} {'tensor':32} {'parity':7} {'error':>10} {'limit':>8}")
-    broken = 0
     for check in verify(options.folder):
+        checks.append(check)
         if check.problem is not None:
-            broken += 1
             print(f"fusionframes: {check.problem}", file=sys.stderr)
             continue
-        checks.append(check)
         verdict = "pass" if check.passed else "FAIL"
         measured = f"{check.error:10.2e} {check.limit:8.0e}  {verdict}"
         print(f"{check.case:32} {check.tensor:32} {check.parity:7} {measured}", flush=True)
-    failed = sum(not check.passed for check in checks)
-    print(f"{len(checks) - failed} passed, {failed} failed" + (f", {broken} cases not run" if broken else ""))
+    passed = sum(check.passed for check in checks)
+    broken = sum(check.problem is not None for check in checks)
+    failed = len(checks) - passed - broken
+    print(f"{passed} passed, {failed} failed" + (f", {broken} cases not run" if broken else ""))
     return EXIT_FAILED if failed else EXIT_ERROR if broken else 0
 
 

@@ -20,6 +20,7 @@ from .models.interpolation_unet import InterpolationUNet
 from .models.keyframe_unet import KeyframeUNet
 from .models.movq import MoVQ
 from .models.text_encoder import TextEncoder, TextProjection, project_context
+from .ops.step import THRESHOLD_V10
 from .sampling.schedule import make_schedule_v11, posterior_tables_v10
 from .stages import (
     SKIP_FRAMES,
@@ -36,7 +37,6 @@ TABLE_LIMIT = 1e-6
 PIPELINE_LIMITS = {"1.0": 2e-3, "1.1": 2e-2}
 # What the authors' interpolation of 1.1 takes where a call names no perturbation.
 _PERTURBATION_V11 = 25
-_PERCENTILE_V10 = 0.98
 _FEED_FORWARD = "gated-silu"
 _MERGES = ("temporal_merge", "time_embed_merge", "skip_merge", "time_embed_context_merge")
 
@@ -237,7 +237,7 @@ def _decoded(case: dict[str, Any], t: dict[str, Tensor], how: How, keyframes: Te
 
 def check_pipeline_v10(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
     """Keyframes without and with a negative prompt, both interpolation passes, decoding."""
-    _require("percentile", case.get("percentile", _PERCENTILE_V10), _PERCENTILE_V10)
+    _require("percentile", case.get("percentile", THRESHOLD_V10), THRESHOLD_V10)
     unet = _unet(case["keyframe"], how, "keyframe", None)
     text = Text.of(t["context"], t["context_mask"])
     negative = Text.of(t["negative_context"], t["negative_context_mask"]) if "negative_context" in t else None

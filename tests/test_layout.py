@@ -28,7 +28,7 @@ ALLOWED = {
     "folding": {"errors", "models", "ops"},
     "settings": {"errors"},
     "metrics": {"errors", "frames_io"},
-    "reference": {"decoding", "errors", "folding", "models", "sampling", "stages"},
+    "reference": {"decoding", "errors", "folding", "models", "ops", "sampling", "stages"},
     "verify": {"errors", "folding", "reference"},
     "checkpoints": {"errors", "folding", "frames_io", "models"},
     "model_files": {"checkpoints", "errors"},

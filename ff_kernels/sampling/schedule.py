@@ -114,7 +114,6 @@ def make_schedule_v10(steps: int = 50) -> Schedule:
 
     Source: release 1.0, golden ``v10_schedule`` and ``v10_pipeline``.
     """
-    _check_steps(steps)
     tables = posterior_tables_v10(steps)
     # Release 1.0: the network is told i * (1000 // steps) although the noise at step i is that of the 1000-step
     # schedule one told step later (paper.md, 5.2).

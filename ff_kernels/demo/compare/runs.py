@@ -79,7 +79,7 @@ class Workplace:
 def finish(place: Workplace, group: str, job: Job) -> Numbers:
     """Return the numbers of a job, working only if they are not there yet."""
     path = place.folder / group / f"{job.name}-seed{job.seed}.json".replace(" ", "_")
-    told = json.loads(json.dumps({**job.told, "demo": DEFAULTS.guidance_scale, "weights": shipped_weights()}))
+    told = json.loads(json.dumps({**job.told, "guidance_scale": DEFAULTS.guidance_scale, "weights": shipped_weights()}))
     if path.exists():
         kept = json.loads(path.read_text(encoding="ascii"))
         if kept["told"] == told:
@@ -94,11 +94,9 @@ def finish(place: Workplace, group: str, job: Job) -> Numbers:
 @cache
 def shipped_weights() -> str:
     """Return what names the shipped weights all together."""
-    return fingerprint({k: v for path in sorted(WEIGHTS.rglob("*.safetensors")) for k, v in _prefixed(path).items()})
-
-
-def _prefixed(path: Path) -> dict[str, torch.Tensor]:
-    return {f"{path.stem}.{name}": tensor for name, tensor in load_file(path).items()}
+    return fingerprint(
+        {f"{path.stem}.{k}": v for path in WEIGHTS.rglob("*.safetensors") for k, v in load_file(path).items()}
+    )
 
 
 def shipped(name: str) -> nn.Module:
