@@ -1,8 +1,8 @@
 """Linear layer after linear layer folded into one at load time: the same function, computed with less work.
 
-The algebra is done in float64 and stored in the dtype of the weights (kernels.md, E9 and E16; checked at 1e-12). A
-folded network no longer has the releases' state-dict names, so folding comes after loading, and a host that patches
-weights by name does without.
+The algebra is done in float64 and stored in the dtype of the weights (ops/EXACTNESS.md, "Folds at load"; checked at
+1e-12). A folded network no longer has the releases' state-dict names, so folding comes after loading, and a host that
+patches weights by name does without.
 """
 
 import itertools
@@ -78,7 +78,7 @@ def _fold_block(block: ConvBlock) -> None:
     if isinstance(block, MergingConvBlockV10):
         time = _merge_into_conv(block.temporal_projection, block.temporal_merge)
         if is_pointwise(block.projection) and block.projection.in_channels < block.projection.out_channels:
-            # From half the channels to all of them: 1.5 units of work instead of 3.5 (kernels.md, E9 d).
+            # From half the channels to all of them (ops/EXACTNESS.md, "Point then time").
             time = _point_then_time(block.projection, time)
             block.projection = nn.Identity()
         block.folded_time = time
@@ -108,7 +108,7 @@ def _slide(kernel: Callable[[int, int], Tensor]) -> Tensor:
 
 
 def _conv_then_halve(conv: nn.Conv2d, halve: nn.Conv2d) -> nn.Conv2d:
-    """Fold a 3x3 convolution and the 2x2 one with stride 2 behind it into one of 4x4 with stride 2 (E9 a)."""
+    """Fold a 3x3 convolution and the 2x2 one with stride 2 behind it into one of 4x4 with stride 2."""
     first, second = conv.weight.double(), halve.weight.double()
     weight = _slide(lambda y, x: torch.einsum("om,mihw->oihw", second[:, :, y, x], first))
     bias = halve.bias.double() + second.sum(dim=(2, 3)) @ conv.bias.double()
@@ -143,7 +143,7 @@ class DoubledConv(nn.Module):
 
 
 def _double_then_conv(double: nn.ConvTranspose2d, conv: nn.Conv2d) -> DoubledConv:
-    """Fold a transposed 2x2 convolution and the 3x3 one behind it into one transposed 4x4 (E9 b)."""
+    """Fold a transposed 2x2 convolution and the 3x3 one behind it into one transposed 4x4."""
     first, second = double.weight.double(), conv.weight.double()
     # A pixel put at offset y is seen by the tap k of the second layer from the place y + 1 - k: hence the flip.
     weight = _slide(lambda y, x: torch.einsum("im,omhw->iohw", first[:, :, y, x], second.flip(2, 3)))
@@ -155,7 +155,7 @@ def _double_then_conv(double: nn.ConvTranspose2d, conv: nn.Conv2d) -> DoubledCon
 
 
 def _nearest_then_conv(conv: nn.Conv2d) -> nn.ConvTranspose2d:
-    """Fold nearest doubling and the 3x3 convolution behind it into one transposed 4x4 (E16)."""
+    """Fold nearest doubling and the 3x3 convolution behind it into one transposed 4x4."""
     seen = conv.weight.double().flip(2, 3).transpose(0, 1)
     weight = _slide(lambda y, x: seen)
     folded = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, stride=2, padding=1, device="meta")
@@ -245,7 +245,7 @@ def _merge_into_conv(conv: nn.Module, merge: Tensor) -> FoldedTimeConv:
 
 
 def _point_then_time(point: nn.Conv2d, time: FoldedTimeConv) -> FoldedTimeConv:
-    """Fold a 1x1 convolution into the convolution along time behind it (E9 d)."""
+    """Fold a 1x1 convolution into the convolution along time behind it."""
     first, second = point.weight.double()[:, :, 0, 0], time.conv.weight.double()
     weight = torch.einsum("omthw,mi->oithw", second, first)
     brought = torch.einsum("omt,m->to", second[..., 0, 0], point.bias.double())  # [3, C]
