@@ -143,7 +143,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 def run_generate(options: argparse.Namespace) -> int:
     """Make a video file."""
-    from .frames_io import check_output, contact_sheet, read_image, write_frames, write_image
+    from .media.pictures import read_image, write_image
+    from .media.sheet import contact_sheet
+    from .media.video import check_output, write_frames
     from .runtime.clock import Clock
 
     check_output(options.output)
@@ -368,7 +370,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     """Print the metrics of clips against a reference."""
     import torch
 
-    from .frames_io import write_image
+    from .media.pictures import write_image
     from .metrics.evaluation import Networks, evaluate
     from .metrics.features import load_i3d, load_inception
     from .metrics.lpips import load_lpips

@@ -15,11 +15,11 @@ from .clip import Clip, LatentClip
 from .decoding import blend_overlap, decode_chunks
 from .errors import CheckpointError, InputError
 from .folding import Parity, require_parity
+from .media.pictures import fit_as_released, fit_covering
 from .model_files import ModelFiles, find_models
 from .models.masked_unet import GROUP_FRAMES
 from .models.text_encoder import project_context
 from .models.unet import UNet
-from .pictures import fit_as_released, fit_covering
 from .runtime.budget import fits, free_bytes, step_bytes
 from .runtime.clock import Clock, Progress
 from .runtime.graph import CudaCapture, Graphs
@@ -27,15 +27,7 @@ from .runtime.parking import park
 from .sampling.noise import KEYFRAMES, PICTURE, SeededNoise, pass_stream, stage_seeds
 from .sampling.samplers import Callback
 from .settings import DEFAULT_STEPS, LEVELS, Settings, resolve_settings
-from .stages import (
-    GAP_STAGES,
-    SKIP_FRAMES,
-    Run,
-    Text,
-    sample_keyframes_v10,
-    sample_keyframes_v11,
-    sample_picture_v11,
-)
+from .stages import GAP_STAGES, SKIP_FRAMES, Run, Text, sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
 from .tokenizer import MAX_TOKENS, Tokenizer
 
 

@@ -22,15 +22,7 @@ from .models.movq import MoVQ
 from .models.text_encoder import TextEncoder, TextProjection, project_context
 from .ops.step import THRESHOLD_V10
 from .sampling.schedule import make_schedule_v11, posterior_tables_v10
-from .stages import (
-    SKIP_FRAMES,
-    Run,
-    Text,
-    interpolate,
-    sample_keyframes_v10,
-    sample_keyframes_v11,
-    sample_picture_v11,
-)
+from .stages import SKIP_FRAMES, Run, Text, interpolate, sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
 
 FORWARD_LIMIT = 1e-5
 TABLE_LIMIT = 1e-6

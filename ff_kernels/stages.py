@@ -22,11 +22,7 @@ from .models.unet import UNet
 from .sampling.gaps import inner_frames, join_gaps, masked_groups, split_gaps
 from .sampling.guidance import Predict, in_turn, text_image_weights, text_weights
 from .sampling.noise import Noise
-from .sampling.samplers import (
-    Callback,
-    add_noise,
-    sample_ddpm,
-)
+from .sampling.samplers import Callback, add_noise, sample_ddpm
 from .sampling.schedule import make_schedule_v10, make_schedule_v11
 
 # Frames between two input frames, at the full rate, in the first and the second interpolation pass.

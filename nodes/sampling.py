@@ -12,15 +12,7 @@ from ._api import io
 from ._compat import mm, resize_empty
 from .adapters.conditioner import Loaded
 from .adapters.guider import TextImageGuider, ddpm_sampler
-from .adapters.latent import (
-    FIRST_FRAME,
-    MOTION_SCORE,
-    NOISE_LEVEL,
-    Conditioning,
-    as_latent,
-    latent_frames,
-    only_entry,
-)
+from .adapters.latent import FIRST_FRAME, MOTION_SCORE, NOISE_LEVEL, Conditioning, as_latent, latent_frames, only_entry
 from .adapters.model import (
     DEFAULT_MOTION_SCORE,
     DEFAULT_NOISE_LEVEL,

@@ -11,10 +11,11 @@ import av
 import pytest
 from PIL import Image
 
-from fusionframes.ff_kernels import cli, frames_io
+from fusionframes.ff_kernels import cli
 from fusionframes.ff_kernels.cli import main
 from fusionframes.ff_kernels.demo import WEIGHTS
 from fusionframes.ff_kernels.demo.model import demo_pipeline
+from fusionframes.ff_kernels.media import video
 from fusionframes.ff_kernels.settings import Settings
 
 PROMPT = "a large purple triangle moves up on a white background"
@@ -66,7 +67,7 @@ def test_generate_same_seed_gives_the_same_bytes(tmp_path):
 def test_generate_writes_the_frames_of_the_pipeline(tmp_path):
     assert generate(PROMPT, "-o", tmp_path / "f.png", "--steps", "2", "--fps", "medium") == 0
     frames = demo_pipeline().generate(PROMPT, Settings(steps=2, fps="medium")).frames
-    files = frames_io.write_frames(frames, tmp_path / "g.png", 8)
+    files = video.write_frames(frames, tmp_path / "g.png", 8)
     assert [file.read_bytes() for file in files] == [file.read_bytes() for file in sorted(tmp_path.glob("f_*.png"))]
 
 
@@ -172,7 +173,7 @@ def test_generate_interrupted_while_writing_leaves_nothing(tmp_path, monkeypatch
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(frames_io.os, "replace", interrupt)
+    monkeypatch.setattr(video.os, "replace", interrupt)
     assert generate(PROMPT, "-o", tmp_path / "out.mp4", *QUICK) == 130
     assert "interrupted" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..frames_io import contact_sheet, write_image
+from ..media.pictures import write_image
+from ..media.sheet import contact_sheet
 from ..model_files import find_models
 from ..pipeline import Pipeline
 from ..settings import LEVELS, Settings

@@ -13,7 +13,7 @@ from torch import nn
 from ...checkpoints.detection import detect
 from ...checkpoints.loading import load
 from ...checkpoints.reading import read_contents
-from ...frames_io import atomic_path
+from ...files import atomic_path
 from ...model_files import ModelFiles, find_models
 from ...pipeline import Pipeline
 from .. import WEIGHTS

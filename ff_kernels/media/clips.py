@@ -14,7 +14,7 @@ from av.video.reformatter import Interpolation
 from torch import Tensor
 
 from ..errors import InputError
-from ..frames_io import read_image
+from .pictures import read_image
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".mkv", ".mov", ".avi")
 CHUNK_FRAMES = 8

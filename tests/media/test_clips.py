@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fusionframes.ff_kernels.errors import InputError
-from fusionframes.ff_kernels.frames_io import write_frames
-from fusionframes.ff_kernels.metrics.clips import ClipFiles, find_clips, pair_clips
+from fusionframes.ff_kernels.media.clips import ClipFiles, find_clips, pair_clips
+from fusionframes.ff_kernels.media.video import write_frames
 
 
 @pytest.fixture
