@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .checkpoints.loading import Loaded, load_contents
 from .clip import Clip, LatentClip
-from .decoding import blend_overlap, decode_chunks
 from .errors import CheckpointError, InputError
 from .folding import Parity, require_parity
 from .media.pictures import fit_as_released, fit_covering
@@ -27,8 +26,11 @@ from .runtime.parking import park
 from .sampling.noise import KEYFRAMES, PICTURE, SeededNoise, pass_stream, stage_seeds
 from .sampling.samplers import Callback
 from .settings import DEFAULT_STEPS, LEVELS, Settings, resolve_settings
-from .stages import GAP_STAGES, SKIP_FRAMES, Run, Text, sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
-from .tokenizer import MAX_TOKENS, Tokenizer
+from .stages.decoding import blend_overlap, decode_chunks
+from .stages.interpolation import GAP_STAGES, SKIP_FRAMES
+from .stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
+from .stages.run import Run, Text
+from .stages.tokenizer import MAX_TOKENS, Tokenizer
 
 
 class Pipeline:

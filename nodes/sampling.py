@@ -7,7 +7,8 @@ import torch
 from ..ff_kernels.errors import InputError
 from ..ff_kernels.sampling.noise import KEYFRAMES, PICTURE, SeededNoise, stage_seeds
 from ..ff_kernels.sampling.schedule import make_schedule_v10, make_schedule_v11
-from ..ff_kernels.stages import Run, sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
+from ..ff_kernels.stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
+from ..ff_kernels.stages.run import Run
 from ._api import io
 from ._compat import mm, resize_empty
 from .adapters.conditioner import Loaded

@@ -14,7 +14,7 @@ from ..models.masked_unet import MaskedUNet
 from ..models.text_encoder import NULL_TOKENS_V10
 from ..roofline import Recording, record
 from ..sampling.gaps import frames_after
-from ..stages import SKIP_FRAMES
+from ..stages.interpolation import SKIP_FRAMES
 from .known_values import KnownValues
 from .workloads import make_ready
 

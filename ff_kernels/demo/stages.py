@@ -24,7 +24,7 @@ from ..models.interpolation_unet import InterpolationUNet
 from ..models.keyframe_unet import KeyframeUNet
 from ..models.movq import MoVQ
 from ..models.text_encoder import TextEncoder, TextProjection
-from ..tokenizer import Tokenizer
+from ..stages.tokenizer import Tokenizer
 from . import batches, objectives, recipe
 from .contexts import spread_projection
 from .initial import initialise

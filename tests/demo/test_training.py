@@ -20,7 +20,7 @@ from fusionframes.ff_kernels.models.movq import MoVQ
 from fusionframes.ff_kernels.pipeline import Pipeline
 from fusionframes.ff_kernels.sampling.gaps import join_gaps
 from fusionframes.ff_kernels.settings import Settings
-from fusionframes.ff_kernels.tokenizer import Tokenizer
+from fusionframes.ff_kernels.stages.tokenizer import Tokenizer
 
 
 @pytest.fixture(autouse=True)

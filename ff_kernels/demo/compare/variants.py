@@ -17,7 +17,7 @@ from ...models.configs import TEMPORAL_VARIANTS
 from ...models.keyframe_unet import KeyframeUNet
 from ...pipeline import Pipeline
 from ...settings import Settings
-from ...tokenizer import Tokenizer
+from ...stages.tokenizer import Tokenizer
 from .. import WEIGHTS, batches, recipe
 from ..evaluate import held_out_scenes, sample_clips, true_clips
 from ..initial import initialise

@@ -18,16 +18,9 @@ from fusionframes.ff_kernels.runtime.parking import Parked
 from fusionframes.ff_kernels.sampling.noise import SeededNoise
 from fusionframes.ff_kernels.sampling.samplers import Stopped
 from fusionframes.ff_kernels.sampling.schedule import make_schedule_v10
-from fusionframes.ff_kernels.stages import (
-    GAP_STAGES,
-    Run,
-    Text,
-    interpolate,
-    interpolate_masked,
-    sample_keyframes_v10,
-    sample_keyframes_v11,
-    sample_picture_v11,
-)
+from fusionframes.ff_kernels.stages.interpolation import GAP_STAGES, interpolate, interpolate_masked
+from fusionframes.ff_kernels.stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
+from fusionframes.ff_kernels.stages.run import Run, Text
 
 NULL = draw(24, seed=5)
 SIZE = (4, 6)

@@ -8,7 +8,7 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 MAX_TOKENS = 128
 

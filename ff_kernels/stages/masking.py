@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .errors import InputError, ShapeError
-from .sampling.gaps import FRAMES_PER_GAP, frames_after
+from ..errors import InputError, ShapeError
+from ..sampling.gaps import FRAMES_PER_GAP, frames_after
 
 # Interpolates ``[B, T, C, h, w]`` known frames by a number of passes: ``[B, frames_after(T, passes), C, h, w]``.
 Fill = Callable[[Tensor, int], Tensor]

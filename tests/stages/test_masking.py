@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusionframes.ff_kernels.errors import InputError, ShapeError
-from fusionframes.ff_kernels.masking import fill_missing, find_missing_runs, frame_mask, passes_for
 from fusionframes.ff_kernels.sampling.gaps import frames_after
+from fusionframes.ff_kernels.stages.masking import fill_missing, find_missing_runs, frame_mask, passes_for
 
 
 def linear(keyframes, passes):

@@ -3,7 +3,7 @@ import torch
 
 from fusionframes.ff_kernels.demo import WEIGHTS
 from fusionframes.ff_kernels.errors import CheckpointError
-from fusionframes.ff_kernels.tokenizer import MAX_TOKENS, Tokenizer
+from fusionframes.ff_kernels.stages.tokenizer import MAX_TOKENS, Tokenizer
 
 TOKENIZER = WEIGHTS / "text_encoders" / "spiece.model"
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .errors import InputError
-from .models.movq import MoVQ
-from .sampling.samplers import Stopped
+from ..errors import InputError
+from ..models.movq import MoVQ
+from ..sampling.samplers import Stopped
 
 # Frames that neighbouring chunks of a video decoder share where seams are cross-faded.
 BLEND_FRAMES = 2
