@@ -10,27 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoints.loading import Loaded, load_contents
+from ..checkpoints.folder import ModelFiles, find_models
+from ..checkpoints.folding import Parity, require_parity
+from ..checkpoints.loading import Loaded, load_contents
+from ..errors import CheckpointError, InputError
+from ..media.pictures import fit_as_released, fit_covering
+from ..models.masked_unet import GROUP_FRAMES
+from ..models.text_encoder import project_context
+from ..models.unet import UNet
+from ..runtime.budget import fits, free_bytes, step_bytes
+from ..runtime.clock import Clock, Progress
+from ..runtime.graph import CudaCapture, Graphs
+from ..runtime.parking import park
+from ..sampling.noise import KEYFRAMES, PICTURE, SeededNoise, pass_stream, stage_seeds
+from ..sampling.samplers import Callback
+from ..stages.decoding import blend_overlap, decode_chunks
+from ..stages.interpolation import GAP_STAGES, SKIP_FRAMES
+from ..stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
+from ..stages.run import Run, Text
+from ..stages.tokenizer import MAX_TOKENS, Tokenizer
 from .clip import Clip, LatentClip
-from .errors import CheckpointError, InputError
-from .folding import Parity, require_parity
-from .media.pictures import fit_as_released, fit_covering
-from .model_files import ModelFiles, find_models
-from .models.masked_unet import GROUP_FRAMES
-from .models.text_encoder import project_context
-from .models.unet import UNet
-from .runtime.budget import fits, free_bytes, step_bytes
-from .runtime.clock import Clock, Progress
-from .runtime.graph import CudaCapture, Graphs
-from .runtime.parking import park
-from .sampling.noise import KEYFRAMES, PICTURE, SeededNoise, pass_stream, stage_seeds
-from .sampling.samplers import Callback
 from .settings import DEFAULT_STEPS, LEVELS, Settings, resolve_settings
-from .stages.decoding import blend_overlap, decode_chunks
-from .stages.interpolation import GAP_STAGES, SKIP_FRAMES
-from .stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
-from .stages.run import Run, Text
-from .stages.tokenizer import MAX_TOKENS, Tokenizer
 
 
 class Pipeline:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .errors import FusionFramesError, InputError
-from .progress_bars import Bars
+from .. import __version__
+from ..errors import FusionFramesError, InputError
+from .progress import Bars
 
 EXIT_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 DTYPES = ("float32", "float16", "bfloat16")
@@ -143,10 +143,10 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 def run_generate(options: argparse.Namespace) -> int:
     """Make a video file."""
-    from .media.pictures import read_image, write_image
-    from .media.sheet import contact_sheet
-    from .media.video import check_output, write_frames
-    from .runtime.clock import Clock
+    from ..media.pictures import read_image, write_image
+    from ..media.sheet import contact_sheet
+    from ..media.video import check_output, write_frames
+    from ..runtime.clock import Clock
 
     check_output(options.output)
     if options.storyboard is not None:
@@ -187,8 +187,8 @@ def run_generate(options: argparse.Namespace) -> int:
 def _open_pipeline(options: argparse.Namespace) -> Any:
     import torch
 
-    from .demo.model import demo_pipeline
-    from .pipeline import Pipeline
+    from ..demo.model import demo_pipeline
+    from ..pipeline.pipeline import Pipeline
 
     device = _device(options.device)
     name = options.dtype or ("float16" if torch.device(device).type == "cuda" else "float32")
@@ -221,7 +221,7 @@ def _device(name: str | None) -> str:
 
 
 def _settings(options: argparse.Namespace) -> Any:
-    from .settings import Settings
+    from ..pipeline.settings import Settings
 
     return Settings(
         fps=options.fps, width=options.width, height=options.height, steps=options.steps,
@@ -259,7 +259,7 @@ def _peak_memory(device: Any) -> str:
 
 def run_verify(options: argparse.Namespace) -> int:
     """Print every compared tensor; status 1 if one is over its limit, 2 if a case could not be run."""
-    from .verify import verify
+    from ..verify.run import verify
 
     if not options.folder.is_dir():
         raise InputError(f"expected a folder of reference cases, found none at '{options.folder}': check the path")
@@ -289,7 +289,7 @@ def run_convert(options: argparse.Namespace) -> int:
     """Convert one weights file."""
     import torch
 
-    from .checkpoints.conversion import convert
+    from ..checkpoints.conversion import convert
 
     if not options.target.parent.is_dir():
         raise InputError(f"expected a folder to write into, found none at '{options.target.parent}': create it")
@@ -302,20 +302,20 @@ def run_convert(options: argparse.Namespace) -> int:
 def run_info(options: argparse.Namespace) -> int:
     """Describe a weights file, the implementations of the operations, or the paper's temporal variants."""
     if options.variant is not None:
-        from .bench.sizes import variant_lines
+        from ..bench.sizes import variant_lines
 
         print("\n".join(variant_lines(options.variant)))
         return 0
     if options.backends:
-        from .ops.registry import describe_backends
+        from ..ops.registry import describe_backends
 
         for operation, backend, state in describe_backends():
             print(f"{operation:18} {backend:8} {state}")
         return 0
     if options.file is None:
         raise InputError("info expected a weights file, got none: name one, or ask for --backends or --variant")
-    from .checkpoints.detection import detect, split_tensors
-    from .checkpoints.reading import read_contents
+    from ..checkpoints.detection import detect, split_tensors
+    from ..checkpoints.reading import read_contents
 
     contents = read_contents(options.file)
     kind = detect(contents, _overrides(options))
@@ -344,7 +344,7 @@ def run_bench(options: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from .bench import counting, gap_costs, runner
+    from ..bench import counting, gap_costs, runner
 
     if options.repeats < 1:
         raise InputError(f"expected at least one repeat, got {options.repeats}: raise --repeats")
@@ -370,12 +370,12 @@ def run_evaluate(options: argparse.Namespace) -> int:
     """Print the metrics of clips against a reference."""
     import torch
 
-    from .media.pictures import write_image
-    from .metrics.evaluation import Networks, evaluate
-    from .metrics.features import load_i3d, load_inception
-    from .metrics.lpips import load_lpips
-    from .metrics.plots import plot_curves
-    from .metrics.tables import text_table, to_json
+    from ..media.pictures import write_image
+    from ..metrics.evaluation import Networks, evaluate
+    from ..metrics.features import load_i3d, load_inception
+    from ..metrics.lpips import load_lpips
+    from ..metrics.plots import plot_curves
+    from ..metrics.tables import text_table, to_json
 
     if options.plot is not None:
         _check_picture(options.plot, "plot")
