@@ -31,5 +31,5 @@ def pytest_terminal_summary(terminalreporter):
     reports = terminalreporter.stats.get("skipped", [])
     reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
     if reasons:
-        told = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        told = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
         terminalreporter.write_line(f"Skipped: {told}")
