@@ -29,7 +29,7 @@ from . import budgets
 from .runs import Job, Numbers, Workplace, freeze, mean_of, pipeline_with, shipped
 
 GROUP = "variants"
-SHIPPED, TRUTH = "shipped weights", "true clips"
+SHIPPED, TRUTH = "demo weights then", "true clips"
 CONSISTENCY = {"warping": WARPING, "neighbours": NEIGHBOUR, "flicker": PIXEL_FLICKER}
 # IS, FVD and CLIPSIM of the paper's table 1 after 100,000 steps.
 PAPER: Mapping[str, tuple[float, float, float]] = {
