@@ -196,3 +196,20 @@ def test_messages_send_nobody_to_what_is_not_shipped(path):
     left_out = [line.rstrip("/") for line in (ROOT / ".comfyignore").read_text(encoding="utf-8").split()]
     shown = messages(ast.parse(path.read_text(encoding="utf-8")))
     assert [text for text in shown for name in left_out if f"{name}/" in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_pages_name_files_that_exist(page):
+    named = set(re.findall(r"`((?:[a-z_]+/)+(?:[\w.]+\.py)?|[a-z_]+\.py)`", page.read_text(encoding="utf-8")))
+    assert {
+        name for name in named if not any((place / name).exists() for place in (page.parent, ENGINE, ROOT))
+    } == set()
+
+
+def test_page_of_the_house_says_who_may_import_whom():
+    rows = re.findall(
+        r"^\| `(\w+)/` \| .* \| (.*)\|$", (ENGINE / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    said = {room: set(re.findall(r"`(\w+)`", doors)) for room, doors in rows}
+    everybody = {"errors", "files"}
+    assert said == {room: doors - everybody for room, doors in ALLOWED.items() if (ENGINE / room).is_dir()}
