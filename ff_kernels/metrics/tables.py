@@ -105,7 +105,9 @@ def measure_clips(name: str, unit: str, curves: Sequence[Tensor], seed: int = 0,
 def _mean_curve(curves: Sequence[Tensor]) -> tuple[float, ...]:
     """Mean at each frame over the clips that have it, by the rule of ``finite_mean``."""
     longest = max(map(len, curves))
-    return tuple(finite_mean(torch.stack([c[i] for c in curves if len(c) > i]).cpu().double())[0] for i in range(longest))
+    return tuple(
+        finite_mean(torch.stack([c[i] for c in curves if len(c) > i]).cpu().double())[0] for i in range(longest)
+    )
 
 
 def _number(value: float | None) -> str:
