@@ -12,7 +12,7 @@ from ..models.masked_unet import GROUP_FRAMES
 from ..models.movq import MoVQ
 from ..sampling.schedule import make_schedule_v10
 from ..stages.tokenizer import Tokenizer
-from .scenes import (
+from .world.scenes import (
     ATTRIBUTES,
     KEYFRAMES,
     MEDIUM_FRAMES,

@@ -34,7 +34,7 @@ from ..models.movq import MoVQ
 from ..stages.tokenizer import Tokenizer
 from . import batches
 from .batches import LatentClips
-from .scenes import (
+from .world.scenes import (
     BACKGROUNDS,
     IMAGE_SIZE,
     KEYFRAMES,

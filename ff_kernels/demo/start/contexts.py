@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..models.text_encoder import TextProjection
+from ...models.text_encoder import TextProjection
 
 # Directions with less than this share of the largest variance are left small: they are noise of the training.
 FLOOR = 1e-3

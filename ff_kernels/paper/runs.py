@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ...checkpoints.detection import detect
-from ...checkpoints.folder import ModelFiles, find_models
-from ...checkpoints.loading import load
-from ...checkpoints.reading import read_contents
-from ...files import atomic_path
-from ...pipeline.pipeline import Pipeline
-from .. import WEIGHTS
-from ..model import DEFAULTS
-from ..stages import Workshop
-from ..training import fingerprint
+from ..checkpoints.detection import detect
+from ..checkpoints.folder import ModelFiles, find_models
+from ..checkpoints.loading import load
+from ..checkpoints.reading import read_contents
+from ..demo import WEIGHTS
+from ..demo.model import DEFAULTS
+from ..demo.steps import Workshop
+from ..files import atomic_path
+from ..pipeline.pipeline import Pipeline
+from ..training.loop import fingerprint
 from .budgets import Budget
 
 Numbers = dict[str, float]

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..stages.tokenizer import Tokenizer
-from . import batches
+from ...stages.tokenizer import Tokenizer
+from ...training.losses import KeyframeNoise
+from .. import batches
 from .motion_codes import directions, write_motion
 from .noise_path import carry_noise, gate_estimate
-from .objectives import KeyframeNoise
 
 # Standard deviations of the pooled text and, over the steps, of the embedded time: both must be heard in their sum.
 TEXT_STD = 0.4

@@ -8,7 +8,7 @@ hardly learns to: the error was 0.1 after 10,000 steps, and is 0.003 from these 
 import torch
 from torch import Tensor, nn
 
-from ..models.keyframe_unet import KeyframeUNet
+from ...models.keyframe_unet import KeyframeUNet
 from .least_squares import fit_affine
 
 # Every latent channel a leaves as four, a + K, K - a, a - K and -a - K, behind a norm that divides by about K and

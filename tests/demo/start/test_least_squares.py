@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fusionframes.ff_kernels.demo.least_squares import fit_affine
+from fusionframes.ff_kernels.demo.start.least_squares import fit_affine
 
 
 def examples(count=50):

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 
-from ..training import Fit
+from ..training.loop import Fit
 
 SEEDS = 3
 SAMPLING_STEPS = 20

@@ -4,9 +4,15 @@ import pytest
 import torch
 
 from fusionframes.ff_kernels.demo import batches, recipe
-from fusionframes.ff_kernels.demo.initial import initialise
-from fusionframes.ff_kernels.demo.noise_path import LATENT_POWER, carry_noise, gate_estimate, hold_noise, path_gains
+from fusionframes.ff_kernels.demo.start.noise_path import (
+    LATENT_POWER,
+    carry_noise,
+    gate_estimate,
+    hold_noise,
+    path_gains,
+)
 from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet, keyframe_positions
+from fusionframes.ff_kernels.training.initial import initialise
 
 FRAMES = recipe.KEYFRAMES.num_frames
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ShapeError
+from ...errors import ShapeError
 from .scenes import (
     ATTRIBUTES,
     BACKGROUNDS,

@@ -7,11 +7,11 @@ import torch
 from fusionframes.ff_kernels.bench.sizes import decoder_parameters
 from fusionframes.ff_kernels.demo import recipe
 from fusionframes.ff_kernels.demo.batches import draw_windows
-from fusionframes.ff_kernels.demo.compare import budgets, command, decoders, gaps, runs, tables, variants
-from fusionframes.ff_kernels.demo.objectives import FrozenEncoder
-from fusionframes.ff_kernels.demo.scenes import is_held_out
+from fusionframes.ff_kernels.demo.world.scenes import is_held_out
 from fusionframes.ff_kernels.models.configs import TEMPORAL_VARIANTS
+from fusionframes.ff_kernels.paper import budgets, command, decoders, gaps, runs, tables, variants
 from fusionframes.ff_kernels.pipeline.settings import Settings
+from fusionframes.ff_kernels.training.losses import FrozenEncoder
 
 TINY = 0.02
 
@@ -148,7 +148,7 @@ def test_workplace_refuses_the_state_of_other_start_weights_and_the_command_says
     with pytest.raises(SystemExit) as stop:
         command.main(["--work", str(tmp_path), "--only", decoders.GROUP])
     assert stop.value.code == 2
-    assert "demo.compare: expected" in (error := capsys.readouterr().err)
+    assert "paper: expected" in (error := capsys.readouterr().err)
     assert "remove it to train this stage anew" in error
 
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from fusionframes.ff_kernels.demo import recipe
-from fusionframes.ff_kernels.demo.initial import initialise
-from fusionframes.ff_kernels.demo.motion_codes import DIRECTIONS, directions, keyframe_codes, write_motion
-from fusionframes.ff_kernels.demo.scenes import MOTIONS, Scene
+from fusionframes.ff_kernels.demo.start.motion_codes import DIRECTIONS, directions, keyframe_codes, write_motion
+from fusionframes.ff_kernels.demo.world.scenes import MOTIONS, Scene
 from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet, keyframe_positions
+from fusionframes.ff_kernels.training.initial import initialise
 
 FRAMES = recipe.KEYFRAMES.num_frames
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..models.movq import MoVQ, SpatialNorm
+from ...models.movq import MoVQ, SpatialNorm
 
 TAIL = 0.001
 

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...metrics.fidelity import fidelity_curves
-from ...metrics.lpips import load_lpips
-from ...models.configs import MOVQ, MoVQConfig
-from ...models.movq import MoVQ
-from ...stages.decoding import decode
-from .. import recipe
-from ..batches import SKIP_FRAMES, draw_clip, draw_windows, window_times
-from ..evaluate import held_out_scenes
-from ..initial import initialise
-from ..objectives import FrozenEncoder
+from ..demo import recipe
+from ..demo.batches import SKIP_FRAMES, draw_clip, draw_windows, window_times
+from ..demo.evaluate import held_out_scenes
+from ..metrics.fidelity import fidelity_curves
+from ..metrics.lpips import load_lpips
+from ..models.configs import MOVQ, MoVQConfig
+from ..models.movq import MoVQ
+from ..stages.decoding import decode
+from ..training.initial import initialise
+from ..training.losses import FrozenEncoder
 from . import budgets
 from .runs import Job, Numbers, Workplace, freeze, mean_of, shipped
 

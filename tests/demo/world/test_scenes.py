@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusionframes.ff_kernels.demo import scenes, wording
+from fusionframes.ff_kernels.demo.world import scenes, wording
 
 ALL_SCENES = scenes.all_scenes()
 TABLES = {

@@ -7,24 +7,24 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...bench.sizes import is_temporal
-from ...checkpoints.conversion import write_checkpoint
-from ...checkpoints.detection import NULL_KEY, Kind
-from ...checkpoints.folder import TOKENIZER_NAME
-from ...checkpoints.loading import Loaded, load
-from ...metrics.consistency import NEIGHBOUR, PIXEL_FLICKER, WARPING, temporal_curves
-from ...models.configs import TEMPORAL_VARIANTS
-from ...models.keyframe_unet import KeyframeUNet
-from ...pipeline.pipeline import Pipeline
-from ...pipeline.settings import Settings
-from ...stages.tokenizer import Tokenizer
-from .. import WEIGHTS, batches, recipe
-from ..evaluate import held_out_scenes, sample_clips, true_clips
-from ..initial import initialise
-from ..measure import measure_scene, score
-from ..model import demo_pipeline
-from ..objectives import KeyframeNoise
-from ..scenes import KEYFRAMES
+from ..bench.sizes import is_temporal
+from ..checkpoints.conversion import write_checkpoint
+from ..checkpoints.detection import NULL_KEY, Kind
+from ..checkpoints.folder import TOKENIZER_NAME
+from ..checkpoints.loading import Loaded, load
+from ..demo import WEIGHTS, batches, recipe
+from ..demo.evaluate import held_out_scenes, sample_clips, true_clips
+from ..demo.model import demo_pipeline
+from ..demo.world.measure import measure_scene, score
+from ..demo.world.scenes import KEYFRAMES
+from ..metrics.consistency import NEIGHBOUR, PIXEL_FLICKER, WARPING, temporal_curves
+from ..models.configs import TEMPORAL_VARIANTS
+from ..models.keyframe_unet import KeyframeUNet
+from ..pipeline.pipeline import Pipeline
+from ..pipeline.settings import Settings
+from ..stages.tokenizer import Tokenizer
+from ..training.initial import initialise
+from ..training.losses import KeyframeNoise
 from . import budgets
 from .runs import Job, Numbers, Workplace, freeze, mean_of, pipeline_with, shipped
 

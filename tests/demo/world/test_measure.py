@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusionframes.ff_kernels.demo import measure, scenes
+from fusionframes.ff_kernels.demo.world import measure, scenes
 from fusionframes.ff_kernels.errors import ShapeError
 
 ALL_SCENES = scenes.all_scenes()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ...errors import FusionFramesError
-from ...files import atomic_path
+from ..errors import FusionFramesError
+from ..files import atomic_path
 from . import RESULTS, budgets, decoders, gaps, variants
 from .plots import draw_plots
 from .runs import Job, Workplace, finish
@@ -20,7 +20,7 @@ JSON_NAME = "comparison.json"
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    parser = argparse.ArgumentParser(prog="fusionframes.ff_kernels.demo.compare", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="fusionframes.ff_kernels.paper", description=main.__doc__)
     parser.add_argument(
         "--work", type=Path, help="folder of numbers, weights and training states; resumed if it exists"
     )
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     results["seconds"] = gaps.time_both(place)
             save_results(target, results)
     except FusionFramesError as error:
-        parser.exit(2, f"demo.compare: {error}\n")
+        parser.exit(2, f"paper: {error}\n")
     print(tables(results))
     draw_plots(results, target)
     return 0

@@ -12,9 +12,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..models.keyframe_unet import KeyframeUNet, keyframe_positions
+from ...models.keyframe_unet import KeyframeUNet, keyframe_positions
+from ..world.scenes import Scene
 from .least_squares import fit_affine
-from .scenes import Scene
 
 # Opposite motions, and one that has no opposite; every one gets a channel.
 DIRECTIONS = (("right", "left"), ("down", "up"), ("grows", "shrinks"), ("bounces", None))

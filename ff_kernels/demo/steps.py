@@ -25,15 +25,16 @@ from ..models.keyframe_unet import KeyframeUNet
 from ..models.movq import MoVQ
 from ..models.text_encoder import TextEncoder, TextProjection
 from ..stages.tokenizer import Tokenizer
-from . import batches, objectives, recipe
-from .contexts import spread_projection
-from .initial import initialise
-from .keyframe_start import start_keyframes
-from .latents import fit_latents_to_range
+from ..training import losses as objectives
+from ..training.initial import initialise
+from ..training.loop import Course, Draw, Fit, fingerprint, train
+from . import batches, recipe
 from .lessons import FINISH, FIRST, Mix, draw_keyframes_and_lessons, draw_lessons, encode_twins, grown_at, make_lessons
-from .noise_path import hold_noise
-from .scenes import ATTRIBUTES, caption_corpus
-from .training import Course, Draw, Fit, fingerprint, train
+from .start.contexts import spread_projection
+from .start.keyframe_start import start_keyframes
+from .start.latents import fit_latents_to_range
+from .start.noise_path import hold_noise
+from .world.scenes import ATTRIBUTES, caption_corpus
 
 CORPUS_CAPTIONS = 20_000
 IMAGE_DECODER = "decoder"

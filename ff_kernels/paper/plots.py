@@ -7,9 +7,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ...media.pictures import write_image
-from ...metrics.plots import tick_labels, ticks
-from ..scenes import FULL_FRAMES, MEDIUM_FRAMES
+from ..demo.world.scenes import FULL_FRAMES, MEDIUM_FRAMES
+from ..media.pictures import write_image
+from ..metrics.plots import tick_labels, ticks
 from . import decoders, gaps, variants
 
 _NAME_PX, _PANEL_PX, _GAP_PX, _ROW_PX, _HEAD_PX, _FOOT_PX = 150, 190, 22, 24, 28, 24

@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...bench.sizes import decoder_parameters, keyframe_parameters
-from ...models.configs import TEMPORAL_VARIANTS
-from ..scenes import FULL_FRAMES, MEDIUM_FRAMES
+from ..bench.sizes import decoder_parameters, keyframe_parameters
+from ..demo.world.scenes import FULL_FRAMES, MEDIUM_FRAMES
+from ..models.configs import TEMPORAL_VARIANTS
 from . import decoders, gaps, variants
 
 Rows = Mapping[str, Mapping[str, Mapping[str, float]]]

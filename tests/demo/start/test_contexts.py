@@ -1,10 +1,10 @@
 import torch
 
 from fusionframes.ff_kernels.demo import recipe
-from fusionframes.ff_kernels.demo.contexts import spread_projection
-from fusionframes.ff_kernels.demo.initial import initialise
+from fusionframes.ff_kernels.demo.start.contexts import spread_projection
 from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet, keyframe_positions
 from fusionframes.ff_kernels.models.text_encoder import TextProjection
+from fusionframes.ff_kernels.training.initial import initialise
 
 
 def test_spread_projection_makes_a_small_difference_as_large_as_any():

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fusionframes.ff_kernels.bench.gap_costs import count_gaps
-from fusionframes.ff_kernels.demo.compare import RESULTS, budgets, command, gaps, runs, tables, variants
 from fusionframes.ff_kernels.models.configs import MIXED_VARIANT, TEMPORAL_VARIANTS
+from fusionframes.ff_kernels.paper import RESULTS, budgets, command, gaps, runs, tables, variants
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SECTION = README.split("## What the paper claims, and what we measured")[1].split("\n## ")[0]
@@ -59,12 +59,12 @@ def test_readme_says_the_measured_times():
 
 @pytest.mark.parametrize("group", MAKERS)
 def test_plot_of_every_group_is_shown(group):
-    assert f"ff_kernels/demo/compare/results/{group}.png" in SECTION
+    assert f"ff_kernels/paper/results/{group}.png" in SECTION
     assert (RESULTS / f"{group}.png").stat().st_size > 1000
 
 
 def test_readme_commands_parse():
-    lines = re.findall(r"python -m fusionframes\.ff_kernels\.demo\.compare ([^`\n]+)", SECTION)
+    lines = re.findall(r"python -m fusionframes\.ff_kernels\.paper ([^`\n]+)", SECTION)
     assert len(lines) >= 3
     asked = [command.build_parser().parse_args(line.split()) for line in lines]
     assert {group for options in asked for group in options.only or ()} == set(MAKERS)

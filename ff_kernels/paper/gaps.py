@@ -9,21 +9,21 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...bench.gap_costs import count_gaps
-from ...checkpoints.conversion import write_checkpoint
-from ...checkpoints.detection import NULL_KEY, Kind
-from ...checkpoints.loading import load
-from ...metrics.fidelity import fidelity_curves
-from ...models.interpolation_unet import InterpolationUNet
-from ...models.masked_unet import MaskedUNet
-from ...pipeline.pipeline import Pipeline
-from ...pipeline.settings import Settings
-from .. import WEIGHTS, batches, recipe
-from ..evaluate import blend, interpolated_clips, true_clips
-from ..initial import initialise
-from ..model import demo_pipeline
-from ..objectives import GapVelocity, MaskedVelocity
-from ..scenes import FULL_FRAMES, MEDIUM_FRAMES
+from ..bench.gap_costs import count_gaps
+from ..checkpoints.conversion import write_checkpoint
+from ..checkpoints.detection import NULL_KEY, Kind
+from ..checkpoints.loading import load
+from ..demo import WEIGHTS, batches, recipe
+from ..demo.evaluate import blend, interpolated_clips, true_clips
+from ..demo.model import demo_pipeline
+from ..demo.world.scenes import FULL_FRAMES, MEDIUM_FRAMES
+from ..metrics.fidelity import fidelity_curves
+from ..models.interpolation_unet import InterpolationUNet
+from ..models.masked_unet import MaskedUNet
+from ..pipeline.pipeline import Pipeline
+from ..pipeline.settings import Settings
+from ..training.initial import initialise
+from ..training.losses import GapVelocity, MaskedVelocity
 from . import budgets
 from .runs import Job, Numbers, Workplace, mean_of, pipeline_with
 
