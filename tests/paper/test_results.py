@@ -29,16 +29,16 @@ def test_results_were_made_with_the_packages_budgets_and_every_row_has_the_same_
     rows = RESULT[group]["rows"]
     seeds = sorted({int(seed) for row in rows.values() for seed in row} - {0})
     assert len(seeds) > 1
-    jobs = command.GROUPS[group].jobs(runs.Workplace(Path("unused"), 1.0, tuple(seeds)))
+    jobs = command.GROUPS[group].jobs(runs.ExperimentRun(Path("unused"), 1.0, tuple(seeds)))
     assert {(job.name, str(job.seed)) for job in jobs} == {(name, seed) for name in rows for seed in rows[name]}
-    assert RESULT[group]["told"] == json.loads(json.dumps(jobs[-1].told))
+    assert RESULT[group]["settings"] == json.loads(json.dumps(jobs[-1].settings))
     title = {"variants": "Temporal variants", "gaps": "Interpolation", "decoders": "Decoders"}[group]
     assert f"## {title}, {len(seeds)} seeds" in PAGE
 
 
 def test_page_says_the_budgets_of_the_package():
     for budget in (budgets.VARIANTS, budgets.GAPS, budgets.DECODERS):
-        assert f"{budget.fit.steps} steps of {budget.fit.batch} clips" in TEXT
+        assert f"{budget.train.steps} steps of {budget.train.batch} clips" in TEXT
     assert f"{budgets.VARIANTS.evaluated} held-out captions" in TEXT
     assert f"{budgets.DECODERS.evaluated} held-out clips" in TEXT
     assert f"{budgets.TIME_FACTOR * budgets.GAPS.fit.steps} steps" in TEXT
