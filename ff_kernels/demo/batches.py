@@ -11,7 +11,8 @@ from tqdm import tqdm
 from ..models.masked_unet import GROUP_FRAMES
 from ..models.movq import MoVQ
 from ..sampling.schedule import make_schedule_v10
-from ..stages.tokenizer import Tokenizer
+from ..stages.interpolation import SKIP_FRAMES
+from ..stages.tokenizer import Tokenizer, pad_tokens
 from .world.scenes import (
     ATTRIBUTES,
     KEYFRAMES,
@@ -34,7 +35,6 @@ KEYFRAME_DROPOUT = 0.1
 MAX_NOISE_LEVEL = 250
 # Most clips are drawn at the releases' 50 steps; the rest make other step counts usable.
 STEP_COUNTS = (50, 50, 50, 50, 50, 20, 25, 30, 40, 100)
-SKIP_FRAMES = (3, 1)
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,8 @@ def encode_clips(movq: MoVQ, count: int, seed: int, skip_frames: int | None) -> 
 
 
 def tokenize(tokenizer: Tokenizer, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """Tokenize captions: ids and mask ``[B, L]``, L one more than the longest."""
-    rows = [tokenizer.encode(caption).ids[0] for caption in captions]
-    length = max(map(len, rows)) + 1
-    ids, mask = (torch.zeros(len(rows), length, dtype=torch.long) for _ in range(2))
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
-    return ids, mask
+    """Tokenize captions: ids and mask ``[B, L]``, see ``pad_tokens``."""
+    return pad_tokens([tokenizer.encode(caption).ids for caption in captions])
 
 
 def draw_captions(rng: np.random.Generator, batch: int, tokenizer: Tokenizer) -> tuple[Tensor, Tensor, Tensor]:

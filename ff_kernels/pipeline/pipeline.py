@@ -15,22 +15,22 @@ from ..checkpoints.folding import Parity, require_parity
 from ..checkpoints.loading import Loaded, load_contents
 from ..errors import CheckpointError, InputError
 from ..media.pictures import fit_as_released, fit_covering
-from ..models.masked_unet import GROUP_FRAMES
 from ..models.text_encoder import project_context
 from ..models.unet import UNet
 from ..runtime.budget import fits, free_bytes, step_bytes
 from ..runtime.clock import Clock, Progress
 from ..runtime.graph import CudaCapture, Graphs
 from ..runtime.parking import park
-from ..sampling.noise import KEYFRAMES, PICTURE, SeededNoise, pass_stream, stage_seeds
+from ..sampling.noise import KEYFRAMES, PICTURE, Noise, SeededNoise, stage_seeds
 from ..sampling.samplers import Callback
-from ..stages.decoding import blend_overlap, decode_chunks
-from ..stages.interpolation import GAP_STAGES, SKIP_FRAMES
-from ..stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
+from ..stages.decoding import blend_overlap, decode_chunks, join_chunks
+from ..stages.interpolation import interpolate_passes
+from ..stages.keyframes import FirstFrame, sample_keyframes, sample_picture
+from ..stages.releases import RELEASES
 from ..stages.run import Run, Text
-from ..stages.tokenizer import MAX_TOKENS, Tokenizer
+from ..stages.tokenizer import MAX_TOKENS, Tokenizer, pad_tokens
 from .clip import Clip, LatentClip
-from .settings import DEFAULT_STEPS, LEVELS, Settings, resolve_settings
+from .settings import LEVELS, Settings, resolve_settings
 
 
 class Pipeline:
@@ -63,7 +63,7 @@ class Pipeline:
         defaults: Settings | None = None,
     ) -> None:
         self.models, self.device, self.dtype = models, torch.device(device), dtype
-        self.family = models.family
+        self.family, self.release = models.family, RELEASES[models.family]
         require_parity(parity)
         self.keeps_networks, self.parity = keeps_networks, parity
         self.uses_graphs = uses_graphs and self.device.type == "cuda"
@@ -101,11 +101,6 @@ class Pipeline:
         return self.dtype
 
     @property
-    def decoder_stage(self) -> str:
-        """The MoVQ that decodes clips: the image decoder in release 1.0, the video decoder in 1.1."""
-        return "movq" if self.family == "1.0" else "video_movq"
-
-    @property
     def gap_stage(self) -> str:
         """What fills gaps: the interpolation U-Net, or the masked-frame one in a folder that has no other."""
         return (
@@ -115,7 +110,7 @@ class Pipeline:
     @property
     def multiple(self) -> int:
         """Width and height must be multiples of this many pixels: 64 for the releases."""
-        movq = self.models.require(self.decoder_stage)[1].config
+        movq = self.models.require(self.release.decoder)[1].config
         unets = [
             self.models.files[stage][1].config for stage in ("keyframe", self.gap_stage) if stage in self.models.files
         ]
@@ -124,10 +119,10 @@ class Pipeline:
     def resolve(self, settings: Settings) -> Settings:
         """Fill in the model's defaults and check every value; see ``resolve_settings``."""
         trained = self.models.require("keyframe")[1].config.num_frames
-        return resolve_settings(settings, self.defaults, self.multiple, trained)
+        return resolve_settings(settings, self.defaults, self.multiple, trained, self.release)
 
     def _latent_size(self, settings: Settings) -> tuple[int, int]:
-        factor = self.models.require(self.decoder_stage)[1].config.factor
+        factor = self.models.require(self.release.decoder)[1].config.factor
         return settings.height // factor, settings.width // factor
 
     @torch.inference_mode()
@@ -141,26 +136,23 @@ class Pipeline:
             if not prompt.strip():
                 raise InputError("expected a prompt, got an empty text: describe what the video shows")
         rows = [self._tokens(prompt) for prompt in prompts]
-        return self._encode(rows, [row.shape[1] for row in rows])
+        return self._encode(rows)
 
     @torch.inference_mode()
     def encode_negative(self, negatives: Sequence[str], prompts: Sequence[str]) -> Text:
         """Encode negative prompts as release 1.0 does: cut to each prompt's length, under the prompt's mask."""
         lengths = [self._tokens(prompt).shape[1] for prompt in prompts]
-        rows = [self._tokenizer.encode_negative(text, n) for text, n in zip(negatives, lengths, strict=True)]
-        return self._encode(rows, lengths)
+        return self._encode(
+            [self._tokenizer.encode_negative(text, n) for text, n in zip(negatives, lengths, strict=True)]
+        )
 
     def _tokens(self, prompt: str) -> Tensor:
         if self._tokenizer is None:
             self._tokenizer = Tokenizer(self.models.tokenizer)
         return self._tokenizer.encode(prompt).ids
 
-    def _encode(self, rows: list[Tensor], lengths: list[int]) -> Text:
-        size = min(max(lengths) + 1, MAX_TOKENS)
-        ids, mask = (torch.zeros(len(rows), size, dtype=torch.long) for _ in range(2))
-        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            ids[i, : row.shape[1]] = row
-            mask[i, :length] = 1
+    def _encode(self, rows: list[Tensor]) -> Text:
+        ids, mask = pad_tokens(rows)
         ids, mask = ids.to(self.device), mask.to(self.device)
         hidden = self.network("text_encoder").network(ids, mask)
         is_bad = ~hidden.isfinite().all(dim=2).all(dim=1)
@@ -180,15 +172,14 @@ class Pipeline:
         return projection.to(self._dtype_of("text_encoder"))
 
     def _run(
-        self, stage: str, settings: Settings, stream: int, callback: Callback | None, *, clips: int, samples: int,
+        self, stage: str, settings: Settings, noise: Noise, callback: Callback | None, *, samples: int,
         size: tuple[int, int],
     ) -> Run:  # fmt: skip
-        """Return how a stage runs: ``samples`` of ``size`` latents per clip with all guidance branches stacked."""
+        """Return how a stage runs: ``samples`` of ``size`` latents of all clips with all guidance branches stacked."""
         is_stacked, unet = settings.is_stacked, self.network(stage).network
         if is_stacked is None:
-            needed = step_bytes(clips * samples, size, unet.config.model_channels, self.dtype.itemsize)
+            needed = step_bytes(samples, size, unet.config.model_channels, self.dtype.itemsize)
             is_stacked = fits(needed, free_bytes(self.device))
-        noise = SeededNoise(stage_seeds(settings.seed, clips, stream))
         graphs = Graphs(CudaCapture(self.device)) if self.uses_graphs else None
         return Run(noise, is_stacked, callback, self._conditioners.get(stage, nullcontext()), graphs)
 
@@ -220,37 +211,25 @@ class Pipeline:
             first_frame: release 1.1: ``[B, 4, h, w]`` latents.
             callback: see ``sample_ddpm``.
         """
-        loaded = self.network("keyframe")
-        branches = 2 if self.family == "1.0" else 3
+        clips, size = text.context.shape[0], self._latent_size(settings)
+        branches = 3 if self.release.reads_image else 2
         run = self._run(
-            "keyframe", settings, KEYFRAMES, callback, clips=text.context.shape[0],
-            samples=branches * settings.num_frames, size=self._latent_size(settings),
+            "keyframe", settings, SeededNoise(stage_seeds(settings.seed, clips, KEYFRAMES)), callback,
+            samples=clips * branches * settings.keyframes, size=size,
         )  # fmt: skip
-        null = negative or text.unconditional(self._null_embedding("keyframe"))
-        if self.family == "1.0":
-            return sample_keyframes_v10(
-                loaded.network,
-                text,
-                null,
-                run,
-                size=self._latent_size(settings),
-                num_frames=settings.num_frames,
-                guidance_scale=settings.guidance_scale,
-                steps=settings.steps or DEFAULT_STEPS,
-            )
-        return sample_keyframes_v11(
-            loaded.network,
+        start = None if first_frame is None else FirstFrame(
+            first_frame, settings.image_guidance, settings.motion_score, settings.noise_level, not settings.is_mended
+        )  # fmt: skip
+        return sample_keyframes(
+            self.network("keyframe").network,
             text,
-            null,
-            first_frame,
+            negative or text.unconditional(self._null_embedding("keyframe")),
             run,
-            num_frames=settings.num_frames,
+            keyframes=settings.keyframes,
+            size=size,
+            first_frame=start,
             guidance_scale=settings.guidance_scale,
-            image_guidance=settings.image_guidance,
-            motion_score=settings.motion_score,
-            noise_level=settings.noise_level,
-            uniform_noise=not settings.is_mended,
-            steps=settings.steps or DEFAULT_STEPS,
+            steps=settings.steps,
         )
 
     @torch.inference_mode()
@@ -259,15 +238,11 @@ class Pipeline:
         loaded = self.network("keyframe")
         # Release 1.1: the first frame is drawn at twice the size asked for (latent side height // 4).
         size = tuple(2 * side for side in self._latent_size(settings))
-        run = self._run("keyframe", settings, PICTURE, callback, clips=1, samples=2, size=size)
-        latents = sample_picture_v11(
-            loaded.network,
-            text,
-            text.unconditional(self._null_embedding("keyframe")),
-            run,
-            size=size,
-            guidance_scale=settings.guidance_scale,
-            steps=settings.steps or DEFAULT_STEPS,
+        noise = SeededNoise(stage_seeds(settings.seed, 1, PICTURE))
+        run = self._run("keyframe", settings, noise, callback, samples=2, size=size)
+        null = text.unconditional(self._null_embedding("keyframe"))
+        latents = sample_picture(
+            loaded.network, text, null, run, size=size, guidance_scale=settings.guidance_scale, steps=settings.steps
         )
         # The last names of a network that low memory wants freed before the next one is loaded.
         del loaded, run
@@ -303,23 +278,22 @@ class Pipeline:
             callback: see ``sample_ddpm``.
         """
         stage = self.gap_stage
-        loaded, null, keyframes = self.network(stage), self._null_embedding(stage), keyframes.to(self.device)
-        for i in range(first, first + passes):
-            clips, frames, _, *sides = keyframes.shape
-            samples = 2 * (frames - 1) * (GROUP_FRAMES if stage == "masked" else 1)
-            run = self._run(stage, settings, pass_stream(i), callback, clips=clips, samples=samples, size=tuple(sides))
-            steps = settings.steps if self.family == "1.0" else None
-            keyframes = GAP_STAGES[stage](
-                loaded.network,
-                keyframes,
-                text,
-                null,
-                run,
-                steps=steps,
-                skip_frames=SKIP_FRAMES[min(i, len(SKIP_FRAMES) - 1)],
-                guidance_scale=settings.interpolation_guidance,
-            )
-        return keyframes
+
+        def make_run(noise: Noise, samples: int) -> Run:
+            return self._run(stage, settings, noise, callback, samples=samples, size=tuple(keyframes.shape[-2:]))
+
+        return interpolate_passes(
+            self.network(stage).network,
+            keyframes.to(self.device),
+            text,
+            self._null_embedding(stage),
+            make_run,
+            seed=settings.seed,
+            passes=passes,
+            first=first,
+            guidance_scale=settings.interpolation_guidance,
+            steps=settings.steps if self.release.shares_steps else None,
+        )
 
     def decode(
         self,
@@ -333,13 +307,9 @@ class Pipeline:
 
         Arguments as in ``decode_chunks``.
         """
-        config = self.network(decoder or self.decoder_stage).network.config
-        height, width = (side * config.factor for side in latents.shape[-2:])
-        frames, done = torch.empty(len(latents), height, width, config.out_ch), 0
-        for chunk in self.decode_chunks(latents, settings, decoder=decoder, should_stop=should_stop):
-            frames[done : done + len(chunk)] = chunk
-            done += len(chunk)
-        return frames
+        return join_chunks(
+            self.decode_chunks(latents, settings, decoder=decoder, should_stop=should_stop), len(latents)
+        )
 
     @torch.inference_mode()
     def decode_chunks(
@@ -355,15 +325,15 @@ class Pipeline:
         Args:
             latents: ``[F, 4, h, w]`` of one clip.
             settings: resolved settings.
-            decoder: "movq" or "video_movq"; default ``decoder_stage``.
+            decoder: "movq" or "video_movq"; default the release's.
             should_stop: see ``decoding.decode``.
         """
-        network = self.network(decoder or self.decoder_stage).network
+        network = self.network(decoder or self.release.decoder).network
         blends = settings.is_mended and network.config.is_video
         for frames in decode_chunks(
             network,
             latents.to(self.device).float(),
-            shared_map=self.family == "1.1" and not settings.is_mended,
+            shared_map=self.release.shares_map and not settings.is_mended,
             overlap=blend_overlap(len(latents)) if blends else 0,
             should_stop=should_stop,
         ):
@@ -411,7 +381,7 @@ class Pipeline:
             text = self.encode_text([prompt])
             negatives = self.encode_negative([negative], [prompt]) if negative else None
         first_frame = None
-        if self.family == "1.1":
+        if self.release.reads_image:
             with clock("first frame"):
                 if picture is None:
                     picture = self.sample_picture(text, settings, clock.step)
@@ -427,17 +397,18 @@ class Pipeline:
         return LatentClip(fps=fps, keyframes=keyframes[0].cpu(), latents=latents[0].cpu(), seconds=clock.seconds)
 
     def _check_inputs(self, negative: str | None, picture: Tensor | None, passes: int, decoder: str | None) -> None:
-        if self.family == "1.0" and picture is not None:
+        reads_image = self.release.reads_image
+        if not reads_image and picture is not None:
             raise InputError(
                 "expected no start picture for release 1.0, which reads text only, got one: leave it out "
                 "or use release 1.1"
             )
-        if self.family == "1.1" and negative:
+        if reads_image and negative:
             raise InputError(
                 "expected no negative prompt for release 1.1, which was not trained to read one, got one: "
                 "leave it out or use release 1.0"
             )
-        needed = ["text_encoder", "keyframe", decoder or self.decoder_stage] + ([self.gap_stage] if passes else [])
-        needed += ["movq"] if self.family == "1.1" and picture is None else []
+        needed = ["text_encoder", "keyframe", decoder or self.release.decoder] + ([self.gap_stage] if passes else [])
+        needed += ["movq"] if reads_image and picture is None else []
         for stage in needed:
             self.models.require(stage)
