@@ -164,7 +164,7 @@ def run_generate(options: argparse.Namespace) -> int:
         )
         clock = Clock(bars, clip.seconds)
         # Opened before the output is: what goes wrong inside of that counts as a failure to write.
-        pipeline.network(decoder or pipeline.decoder_stage)
+        pipeline.network(decoder or pipeline.release.decoder)
         with clock("decoding"):
             # Straight to the file: the frames of a long clip would fill the memory that its networks leave.
             chunks = pipeline.decode_chunks(clip.latents, settings, decoder=decoder, should_stop=clock.count)
@@ -217,7 +217,7 @@ def _settings(options: argparse.Namespace) -> Any:
         fps=options.fps, width=options.width, height=options.height, steps=options.steps,
         guidance_scale=options.guidance, image_guidance=options.image_guidance,
         interpolation_guidance=options.interpolation_guidance, motion_score=MOTION_SCORES[options.motion],
-        num_frames=options.keyframes, seed=options.seed, is_mended=options.mend,
+        keyframes=options.keyframes, seed=options.seed, is_mended=options.mend,
         is_stacked=False if options.low_memory else None,
     )  # fmt: skip
 
