@@ -28,7 +28,7 @@ ALLOWED = {
     "checkpoints": {"errors", "files", "models", "ops"},
     "verify": {"checkpoints", "errors", "models", "ops", "sampling", "stages"},
     "pipeline": {"checkpoints", "errors", "media", "models", "runtime", "sampling", "stages"},
-    "bench": {"checkpoints", "errors", "models", "ops", "runtime", "sampling", "stages", "training"},
+    "bench": {"checkpoints", "errors", "models", "ops", "runtime", "sampling", "stages"},
     "training": {"errors", "files", "models", "sampling"},
     "demo": {
         "checkpoints",

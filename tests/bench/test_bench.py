@@ -159,7 +159,7 @@ def test_recorded_step_is_the_launched_one(name):
 
 
 def test_share_of_the_roofline_is_that_of_the_authors_code_whatever_the_mode(monkeypatch):
-    monkeypatch.setattr(runner, "device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(runner, "name_of", lambda device: "NVIDIA H200")
     with torch.inference_mode():
         shares = runner._shares(WORKLOADS["keyframes-512"], [1.0, 1.0], torch.device("cuda"))
     # The roofline of the authors' own operations on an H200.
