@@ -56,7 +56,7 @@ ALLOWED = {
     },
     "cli": {"bench", "checkpoints", "demo", "errors", "media", "metrics", "ops", "pipeline", "runtime", "verify"},
     "__main__": {"cli"},
-    "__init__": set(),
+    "__init__": {"demo", "pipeline"},
 }
 BANNED_FUNCTIONS = {"eval", "exec"}
 BANNED_METHODS = {"autocast", "cuda"}
@@ -72,7 +72,7 @@ def imported_rooms(path: Path) -> set[str]:
                 rooms.add("outside")
             elif node.level == depth:
                 rooms |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-    return rooms - {"__version__"}
+    return rooms - {"__version__", "load"}
 
 
 @pytest.mark.parametrize("path", sorted(ENGINE.rglob("*.py")), ids=lambda p: str(p.relative_to(ENGINE)))
@@ -92,8 +92,8 @@ def test_layout_test_catches_a_planted_upward_import(tmp_path, monkeypatch):
 def test_source_is_ascii_short_and_free_of_banned_calls(path):
     text = path.read_text(encoding="utf-8")
     assert text.isascii()
-    # A page over 400 lines is two rooms; 450 leaves the author a few lines to notice.
-    assert text.count("\n") <= 450
+    # A page over 400 lines is two rooms.
+    assert text.count("\n") <= 400
     tree = ast.parse(text)
     calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert not {call.id for call in calls if isinstance(call, ast.Name)} & BANNED_FUNCTIONS
@@ -122,8 +122,8 @@ def test_top_level_holds_what_the_layout_names():
 
 
 def test_weights_of_the_demo_fit_the_package():
-    size = sum(p.stat().st_size for p in (ENGINE / "demo" / "weights").iterdir())
-    assert 0 < size <= 16e6
+    size = sum(path.stat().st_size for path in (ENGINE / "demo" / "weights").rglob("*"))
+    assert 10e6 < size <= 16e6
 
 
 def test_every_package_of_the_tree_is_installed():
