@@ -1,36 +1,28 @@
 """FusionFrames: two-stage latent text-to-video (arXiv 2311.13073), releases Kandinsky Video 1.0 and 1.1.
 
-``Pipeline`` and ``Settings`` bring torch in when they are first asked for, not when the package is imported.
+README.md beside this file is the house in one page. The names below are looked up when they are first asked for, so
+that neither ComfyUI nor a help page waits for libraries it does not use.
 """
 
-from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import importlib
+from typing import Any
 
-if TYPE_CHECKING:
-    from .pipeline.pipeline import Pipeline
-    from .pipeline.settings import Settings
-
-__all__ = ["Pipeline", "Settings", "__version__", "load"]
-__version__ = "0.2.0"
-
-_HOMES = {"Pipeline": ".pipeline.pipeline", "Settings": ".pipeline.settings"}
-
-
-def load(folder: str | Path | None = None, **options: Any) -> "Pipeline":
-    """Open a folder of released or converted weights, by default the shipped demo model; options as in ``Pipeline``.
-
-    Raises:
-        InputError: if there is no such folder.
-        CheckpointError: if a file of it is damaged, missing or there twice.
-    """
-    from .demo.model import demo_pipeline
-    from .pipeline.pipeline import Pipeline
-
-    return demo_pipeline(**options) if folder is None else Pipeline.from_folder(folder, **options)
+__version__ = "0.3.0"
+_HOMES = {
+    "Pipeline": ".pipeline.pipeline",
+    "Settings": ".pipeline.settings",
+    "demo_pipeline": ".demo.model",
+    "load": ".checkpoints.loading",
+    "write_frames": ".media.video",
+}
+__all__ = ["Pipeline", "Settings", "__version__", "demo_pipeline", "load", "write_frames"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name], __name__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

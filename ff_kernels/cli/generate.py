@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import load
 from ..errors import InputError
 from . import options as shared
 from .progress import Bars
@@ -39,8 +38,8 @@ def add_generate(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="0..2**63-1; the same seed gives the same clip (default 0)")
     parser.add_argument("--width", type=int, help="pixels, a multiple of 64 (demo: 8; default 512, demo 64)")
     parser.add_argument("--height", type=int, help="pixels, a multiple of 64 (demo: 8; default 512, demo 64)")
-    parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
-    what = "dtype of the U-Nets (default: float16 on cuda, else float32)"
+    parser.add_argument("--device", help=shared.DEVICE_HELP)
+    what = "dtype of the U-Nets (default: float16 on cards that have it)"
     parser.add_argument("--dtype", choices=shared.DTYPES, help=what)
     parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
     for name, what in _SWITCHES.items():
@@ -93,20 +92,25 @@ def run_generate(options: argparse.Namespace) -> int:
 
 
 def _open_pipeline(options: argparse.Namespace) -> Any:
-    import torch
+    from ..demo.model import demo_pipeline
+    from ..pipeline.pipeline import Pipeline
+    from ..runtime.devices import choose_device, choose_dtype, name_of
 
-    device = shared.device_name(options.device)
-    name = options.dtype or ("float16" if torch.device(device).type == "cuda" else "float32")
-    if options.model is None:
-        print(
-            "no --model given: using the demo model, which knows one moving shape on a plain background, such as "
-            "'a large purple triangle moves up on a white background'",
-            file=sys.stderr,
-        )
-    return load(
-        options.model, device=device, dtype=getattr(torch, name), keeps_networks=not options.low_memory,
-        parity="strict" if options.strict else "fast", uses_graphs=not options.no_graphs,
-    )  # fmt: skip
+    device = choose_device(options.device)
+    dtype = choose_dtype(device, options.dtype)
+    print(f"running on {device} ({name_of(device)}) in {str(dtype).removeprefix('torch.')}", file=sys.stderr)
+    choices = {
+        "device": device, "dtype": dtype, "keeps_networks": not options.low_memory,
+        "parity": "strict" if options.strict else "fast", "uses_graphs": not options.no_graphs,
+    }  # fmt: skip
+    if options.model is not None:
+        return Pipeline.from_folder(options.model, **choices)
+    print(
+        "no --model given: using the demo model, which knows one moving shape on a plain background, such as "
+        "'a large purple triangle moves up on a white background'",
+        file=sys.stderr,
+    )
+    return demo_pipeline(**choices)
 
 
 def _settings(options: argparse.Namespace) -> Any:
@@ -122,10 +126,11 @@ def _settings(options: argparse.Namespace) -> Any:
 
 
 def _peak_memory(device: Any) -> str:
-    import torch
+    from ..runtime.devices import peak_bytes
 
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the device"
+    peak = peak_bytes(device)
+    if peak is not None:
+        return f"{peak / 2**30:.2f} GiB on the device"
     try:
         import resource
     except ImportError:

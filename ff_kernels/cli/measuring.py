@@ -47,7 +47,7 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument("--unpaired", action="store_true", help="any clips: only FVD, IS and temporal consistency")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     parser.add_argument("--plot", type=Path, help="write the curves over frames (.png, .jpg, .webp)")
-    parser.add_argument("--device", help="torch device of the networks (default: cuda where there is one, else cpu)")
+    parser.add_argument("--device", help=shared.DEVICE_HELP)
     parser.set_defaults(run=run_evaluate)
 
 
@@ -111,10 +111,11 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from ..metrics.lpips import load_lpips
     from ..metrics.plots import plot_curves
     from ..metrics.tables import text_table, to_json
+    from ..runtime.devices import choose_device
 
     if options.plot is not None:
         shared.check_picture(options.plot, "plot")
-    device = shared.device_name(options.device)
+    device = choose_device(options.device)
     loaders = {"lpips": load_lpips, "i3d": load_i3d, "inception": load_inception}
     files = {name: getattr(options, name) for name in loaders}
     networks = Networks(**{name: loaders[name](path, device) for name, path in files.items() if path is not None})

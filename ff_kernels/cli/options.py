@@ -8,6 +8,7 @@ from ..errors import InputError
 DTYPES = ("float32", "float16", "bfloat16")
 # What the engine calls a setting, and what the command line does.
 FLAGS = {"folder": "--model", "is_paired": "--unpaired", "splits": "--splits", "counts": "--record"}
+DEVICE_HELP = "torch device of the networks (default: the first of cuda, mps, xpu, npu, cpu that there is)"
 NO_GRAPHS = "launch every step anew instead of replaying a CUDA graph"
 
 
@@ -21,18 +22,6 @@ def overrides(options: argparse.Namespace) -> dict[str, int]:
     """Return what the user said of a weights file."""
     given = {"head_dim": options.head_dim, "groups": options.groups}
     return {key: value for key, value in given.items() if value is not None}
-
-
-def device_name(name: str | None) -> str:
-    """Return a device that torch can use; None takes CUDA where there is one."""
-    import torch
-
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"expected a device that torch can use, got '{name}': try cpu") from error
-    return name
 
 
 def check_folder(path: Path) -> None:

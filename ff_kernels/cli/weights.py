@@ -60,8 +60,11 @@ def run_info(options: argparse.Namespace) -> int:
         print("\n".join(variant_lines(options.variant)))
         return 0
     if options.backends:
-        from ..ops.registry import describe_backends
+        from ..ops.registry import backends_of, describe_backends
+        from ..runtime.devices import describe_devices
 
+        for device_type, state in describe_devices():
+            print(f"{device_type:5} {state}; runs {', '.join(backends_of(device_type))}")
         for operation, backend, state in describe_backends():
             print(f"{operation:18} {backend:8} {state}")
         return 0

@@ -10,6 +10,7 @@ from ..checkpoints.folding import Parity, require_parity
 from ..checkpoints.loading import Loaded, load_contents
 from ..errors import CheckpointError
 from ..models.unet import UNet
+from ..runtime.devices import wide_dtype
 from ..runtime.parking import park
 
 
@@ -52,9 +53,7 @@ class Networks:
         """Return the dtype that a stage computes in: float16 overflows in a text encoder of Flan-UL2's size."""
         if "movq" in stage:
             return torch.float32
-        if stage in ("text_encoder", "projection") and self.dtype == torch.float16:
-            return torch.bfloat16
-        return self.dtype
+        return wide_dtype(self.device, self.dtype) if stage in ("text_encoder", "projection") else self.dtype
 
     def conditioner(self, stage: str) -> AbstractContextManager:
         """Return what to enter while the stage's network prepares: it brings parked weights to the device."""

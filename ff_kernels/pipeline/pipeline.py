@@ -14,8 +14,9 @@ from ..checkpoints.loading import Loaded
 from ..errors import InputError
 from ..media.pictures import fit_as_released, fit_covering
 from ..models.masked_unet import GROUP_FRAMES
-from ..runtime.budget import fits, free_bytes, step_bytes
+from ..runtime.budget import fits, step_bytes
 from ..runtime.clock import Clock, Progress
+from ..runtime.devices import free_bytes
 from ..runtime.graph import CudaCapture, Graphs
 from ..sampling.noise import KEYFRAMES, PICTURE, SeededNoise, pass_stream, stage_seeds
 from ..sampling.samplers import Callback
@@ -38,8 +39,8 @@ class Pipeline:
     Args:
         models: the opened files, see ``find_models``.
         device: where networks run.
-        dtype: dtype of the U-Nets; the text encoder takes bfloat16 where this is float16, which overflows at the
-            size of Flan-UL2, and MoVQ stays in float32 as release 1.1 has it.
+        dtype: dtype of the U-Nets; the text encoder takes bfloat16 (float32 on a device without) where this is float16,
+            which overflows at the size of Flan-UL2, and MoVQ stays in float32 as release 1.1 has it.
         keeps_networks: keep a stage's network after the stage; False frees it, for a small card.
         parity: "strict" keeps the networks as released, "fast" folds linear layer after linear layer, the same
             function up to rounding (``folding.fold``).

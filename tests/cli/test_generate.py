@@ -75,9 +75,9 @@ class ArrivedError(Exception):
     """Ends a run where the model would be opened."""
 
 
-OPTIONS = """--model M --fps medium --width 72 --height 48 --steps 7 --guidance 1.5 --image-guidance 2.5 --motion extreme
---interpolation-guidance 0.3 --keyframes 4 --seed 11 --mend --low-memory --strict --no-graphs --dtype bfloat16
---device cpu --negative red --decoder video"""
+OPTIONS = """--model M --fps medium --width 72 --height 48 --steps 7 --guidance 1.5 --image-guidance 2.5
+--motion extreme --interpolation-guidance 0.3 --keyframes 4 --seed 11 --mend --low-memory --strict --no-graphs
+--dtype bfloat16 --device cpu --negative red --decoder video"""
 
 
 def test_generate_options_reach_the_model(tmp_path, monkeypatch):
@@ -102,8 +102,9 @@ def test_generate_options_reach_the_model(tmp_path, monkeypatch):
     with pytest.raises(ArrivedError):
         generate(PROMPT, "-o", "o.gif", *OPTIONS.split())
     assert given == {
-        "folder": Path("M"), "device": "cpu", "dtype": torch.bfloat16, "keeps_networks": False, "parity": "strict",
-        "uses_graphs": False, "prompt": PROMPT, "negative": "red", "picture": None, "decoder": "video_movq",
+        "folder": Path("M"), "device": torch.device("cpu"), "dtype": torch.bfloat16, "keeps_networks": False,
+        "parity": "strict", "uses_graphs": False, "prompt": PROMPT, "negative": "red", "picture": None,
+        "decoder": "video_movq",
         "settings": Settings(
             fps="medium", width=72, height=48, steps=7, guidance_scale=1.5, image_guidance=2.5,
             interpolation_guidance=0.3, motion_score=100, num_frames=4, seed=11, is_mended=True, is_stacked=False,

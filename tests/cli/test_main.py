@@ -5,7 +5,6 @@ import pytest
 
 from fusionframes import ff_kernels as package
 from fusionframes.ff_kernels.cli.main import main
-from fusionframes.ff_kernels.errors import InputError
 
 
 def test_no_command_is_one_sentence(capsys):
@@ -18,7 +17,7 @@ def python(code: str) -> str:
 
 
 @pytest.mark.parametrize("code", [
-    "import fusionframes.ff_kernels.cli.main as c; c.build_parser()", "import fusionframes.ff_kernels as f; f.load",
+    "import fusionframes.ff_kernels.cli.main as c; c.build_parser()", "import fusionframes.ff_kernels",
 ])  # fmt: skip
 def test_command_line_and_package_start_without_torch_until_needed(code):
     assert python(f"import sys; {code}; print('torch' in sys.modules)") == "False"
@@ -26,17 +25,13 @@ def test_command_line_and_package_start_without_torch_until_needed(code):
 
 def test_package_gives_its_names_when_they_are_asked_for():
     code = """
-from fusionframes.ff_kernels import Pipeline, Settings, __version__, load
-pipeline = load()
+from fusionframes.ff_kernels import Pipeline, Settings, __version__, demo_pipeline
+pipeline = demo_pipeline()
 assert type(pipeline) is Pipeline and __version__
 print(pipeline.resolve(Settings(steps=3)).steps, pipeline.models.family)
 """
     assert python(code) == "3 1.0"
-    assert set(package.__all__) <= {*dir(package), "Pipeline", "Settings"}
+    assert all(getattr(package, name) for name in package.__all__)
+    assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError, match="no attribute 'Pipelines'"):
         _ = package.Pipelines
-
-
-def test_load_opens_the_folder_that_it_is_given(tmp_path):
-    with pytest.raises(InputError, match="found no folder at"):
-        package.load(tmp_path / "absent")
