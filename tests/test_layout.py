@@ -15,27 +15,28 @@ INIT = "__init__.py"
 TOP_LEVEL = {"nodes", "ff_kernels", "workflows", "tests", "__init__.py", "pyproject.toml", "README.md", "LICENSE",
              "CHANGELOG.md", "CONTRIBUTING.md", ".ci", ".github", ".gitignore", ".comfyignore"}  # fmt: skip
 # Room to the rooms it may import from; a file of the top floor is named by its stem.
-ALLOWED = {
-    "errors": set(),
-    "files": {"errors"},
-    "ops": {"errors"},
-    "models": {"ops", "errors"},
-    "sampling": {"errors", "ops"},
-    "runtime": {"errors", "ops"},
-    "media": {"errors", "files"},
-    "metrics": {"errors", "media"},
-    "stages": {"errors", "models", "sampling"},
-    "checkpoints": {"errors", "files", "models", "ops"},
-    "verify": {"checkpoints", "errors", "models", "ops", "sampling", "stages"},
-    "pipeline": {"checkpoints", "errors", "media", "models", "runtime", "sampling", "stages"},
-    "bench": {"checkpoints", "errors", "models", "ops", "runtime", "sampling", "stages"},
-    "training": {"errors", "files", "models", "sampling"},
-    "demo": {*"checkpoints errors files media metrics models pipeline sampling stages training".split()},
-    "paper": {*"bench checkpoints demo errors files media metrics models pipeline stages training".split()},
-    "cli": {"bench", "checkpoints", "demo", "errors", "media", "metrics", "ops", "pipeline", "runtime", "verify"},
-    "__main__": {"cli"},
-    "__init__": set(),
+DOORS = {
+    "errors": "",
+    "files": "errors",
+    "ops": "errors",
+    "models": "errors ops",
+    "sampling": "errors ops",
+    "runtime": "errors ops",
+    "media": "errors files",
+    "metrics": "errors media",
+    "stages": "errors models sampling",
+    "checkpoints": "errors files models ops",
+    "verify": "checkpoints errors models ops sampling stages",
+    "pipeline": "checkpoints errors media models runtime sampling stages",
+    "bench": "checkpoints errors models ops runtime sampling stages",
+    "training": "errors files models sampling",
+    "demo": "checkpoints errors files media metrics models pipeline sampling stages training",
+    "paper": "bench checkpoints demo errors files media metrics models pipeline stages training",
+    "cli": "bench checkpoints demo errors media metrics ops pipeline runtime verify",
+    "__main__": "cli",
+    "__init__": "",
 }
+ALLOWED = {room: set(doors.split()) for room, doors in DOORS.items()}
 BANNED_FUNCTIONS = {"eval", "exec"}
 BANNED_METHODS = {"autocast", "cuda"}
 
