@@ -32,7 +32,7 @@ DOORS = {
     "training": "errors files models sampling",
     "demo": "checkpoints errors files media metrics models pipeline sampling stages training",
     "paper": "bench checkpoints demo errors files media metrics models pipeline stages training",
-    "cli": "bench checkpoints demo errors media metrics ops pipeline runtime verify",
+    "cli": "bench checkpoints demo errors media metrics ops pipeline runtime stages verify",
     "__main__": "cli",
     "__init__": "",
 }

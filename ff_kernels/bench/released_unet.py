@@ -67,7 +67,7 @@ class _Told:
 
 
 def keyframe_forward(
-    unet: KeyframeUNet, x: Tensor, time: Tensor, context: Tensor, mask: Tensor, positions: Tensor, num_frames: int,
+    unet: KeyframeUNet, x: Tensor, time: Tensor, context: Tensor, mask: Tensor, positions: Tensor, clip_length: int,
     precision: Precision = PLAIN,
 ) -> Tensor:  # fmt: skip
     """Predict the noise of stacked branches.
@@ -79,7 +79,7 @@ def keyframe_forward(
         context: ``[N, L, D]``.
         mask: ``[N, L]`` booleans, True where a token is valid.
         positions: ``[N]`` frame positions.
-        num_frames: samples of one clip.
+        clip_length: samples of one clip.
         precision: dtypes of the operations.
 
     Returns:
@@ -87,7 +87,7 @@ def keyframe_forward(
     """
     x, vector = _begin(unet, x, time, context, mask, precision)
     position = _embed(unet, unet.to_temporal_embed, positions, precision)
-    return _levels(unet, x, _Told(unet.config, precision, vector, context, mask, num_frames, position))
+    return _levels(unet, x, _Told(unet.config, precision, vector, context, mask, clip_length, position))
 
 
 def interpolation_forward(

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..stages.releases import DEMO_GUIDANCE_SCALE, MOTION_SCORES, V10, V11
 from . import options as shared
 from .progress import Bars
 
-MOTION_SCORES = {"low": 1, "medium": 10, "high": 50, "extreme": 100}
 _SWITCHES = {
     "--mend": "mend the releases' mistakes that show: seams, black bars, 8-bit steps, uniform noise",
     "--low-memory": "run guidance branches one by one and free every network after its stage",
@@ -29,10 +29,17 @@ def add_generate(commands: Any) -> None:
     parser.add_argument("--image", type=Path, help="picture to start from (release 1.1)")
     what = "2, 8 or 30 frames per second: 0, 1 or 2 interpolation passes (default: low, demo high)"
     parser.add_argument("--fps", choices=("low", "medium", "high"), help=what)
-    parser.add_argument("--steps", type=int, help="sampling steps, 1..1000 (default 50; interpolation of 1.1: 10)")
-    parser.add_argument("--guidance", type=float, help="text guidance w of (w+1)*cond - w*uncond (default 5, demo 0.2)")
-    parser.add_argument("--image-guidance", type=float, default=2.0, help="weight of the first frame, 1.1 (default 2)")
-    parser.add_argument("--interpolation-guidance", type=float, help="w of the interpolation (default 0.25; 1.1: 0.5)")
+    for name, kind, what in (
+        ("--steps", int, f"sampling steps, 1..1000 (default {V10.keyframe.steps}; interpolation of 1.1: "
+         f"{V11.interpolation.steps})"),
+        ("--guidance", float, "text guidance w of (w+1)*cond - w*uncond "
+         f"(default {V10.keyframe.guidance_scale:g}, demo {DEMO_GUIDANCE_SCALE:g})"),
+        ("--interpolation-guidance", float, "w of the interpolation (default "
+         f"{V10.interpolation.guidance_scale:g}; 1.1: {V11.interpolation.guidance_scale:g})"),
+    ):  # fmt: skip
+        parser.add_argument(name, type=kind, help=what)
+    what = f"weight of the first frame, 1.1 (default {V11.image_guidance:g})"
+    parser.add_argument("--image-guidance", type=float, default=V11.image_guidance, help=what)
     parser.add_argument("--motion", choices=MOTION_SCORES, default="medium", help="amount of motion, 1.1")
     parser.add_argument("--keyframes", type=int, help="keyframes (default: what the model was trained on)")
     parser.add_argument("--seed", type=int, default=0, help="0..2**63-1; the same seed gives the same clip (default 0)")
@@ -70,7 +77,7 @@ def run_generate(options: argparse.Namespace) -> int:
         )
         clock = Clock(bars, clip.seconds)
         # Opened before the output is: what goes wrong inside of that counts as a failure to write.
-        pipeline.network(decoder or pipeline.decoder_stage)
+        pipeline.network(decoder or pipeline.release.decoder)
         with clock("decoding"):
             # Straight to the file: the frames of a long clip would fill the memory that its networks leave.
             chunks = pipeline.decode_chunks(clip.latents, settings, decoder=decoder, should_stop=clock.count)
@@ -120,7 +127,7 @@ def _settings(options: argparse.Namespace) -> Any:
         fps=options.fps, width=options.width, height=options.height, steps=options.steps,
         guidance_scale=options.guidance, image_guidance=options.image_guidance,
         interpolation_guidance=options.interpolation_guidance, motion_score=MOTION_SCORES[options.motion],
-        num_frames=options.keyframes, seed=options.seed, is_mended=options.mend,
+        keyframes=options.keyframes, seed=options.seed, is_mended=options.mend,
         is_stacked=False if options.low_memory else None,
     )  # fmt: skip
 

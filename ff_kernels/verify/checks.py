@@ -6,15 +6,14 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..models.configs import MoVQConfig, TextConfig, UNetConfig
-from ..models.interpolation_unet import InterpolationUNet
-from ..models.keyframe_unet import KeyframeUNet
 from ..models.movq import MoVQ
 from ..models.text_encoder import TextEncoder, TextProjection, project_context
+from ..models.unets import UNETS
 from ..ops.step import THRESHOLD_V10
 from ..sampling.schedule import make_schedule_v11, posterior_tables_v10
 from ..stages.decoding import decode
 from ..stages.interpolation import SKIP_FRAMES, interpolate
-from ..stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
+from ..stages.keyframes import FirstFrame, sample_keyframes, sample_picture
 from ..stages.run import Run, Text
 from .cases import How, TapeNoise, fill_weights
 
@@ -31,7 +30,7 @@ Outputs = dict[str, tuple[Tensor, float]]
 def _unet(case: dict[str, Any], how: How, stage: str, listed: dict[str, list[int]] | None) -> nn.Module:
     # In the authors' code a U-Net without init_channels starts as wide as its first level.
     config = UNetConfig.from_dict({"init_channels": None, **case["config"], "family": how.family, "stage": stage})
-    return how.ready((KeyframeUNet if stage == "keyframe" else InterpolationUNet)(config), case, listed)
+    return how.ready(UNETS[stage](config), case, listed)
 
 
 def _movq(case: dict[str, Any], how: How, listed: dict[str, list[int]] | None = None) -> MoVQ:
@@ -56,7 +55,7 @@ def check_keyframe_unet(case: dict[str, Any], t: dict[str, Tensor], how: How) ->
     positions = t["temporal_positions" if "temporal_positions" in t else "temporal"]
     extra = {"noise_level": t.get("noise_aug_time"), "motion_score": t.get("motion_score")}
     conditions = unet.prepare(
-        t["context"], t["context_mask"], _rows(t["time"]), positions=positions, num_frames=frames, frames_per_row=1,
+        t["context"], t["context_mask"], _rows(t["time"]), positions=positions, keyframes=frames, frames_per_row=1,
         **extra,
     )  # fmt: skip
     outputs = {"out": (unet(t["x"], conditions), FORWARD_LIMIT)}
@@ -149,9 +148,9 @@ def check_pipeline_v10(case: dict[str, Any], t: dict[str, Tensor], how: How) -> 
     outputs: Outputs = {}
     for name, unconditional in others.items():
         if name in t and unconditional is not None:
-            frames = sample_keyframes_v10(
+            frames = sample_keyframes(
                 unet, text, unconditional, Run(TapeNoise(case["tape_seed"]["keyframes"])), size=t[name].shape[-2:],
-                num_frames=t[name].shape[0], guidance_scale=case["guidance_scale"], steps=case["steps"],
+                keyframes=t[name].shape[0], guidance_scale=case["guidance_scale"], steps=case["steps"],
             )  # fmt: skip
             outputs[name] = (frames[0], PIPELINE_LIMITS[how.family])
     keyframes = t["keyframes_plain" if "keyframes_plain" in t else "keyframes_negative"]
@@ -166,16 +165,18 @@ def check_pipeline_v11(case: dict[str, Any], t: dict[str, Tensor], how: How) -> 
     null = text.unconditional(t["null_embedding"])
     outputs: Outputs = {}
     if "image_latent" in t:
-        picture = sample_picture_v11(
+        picture = sample_picture(
             unet, text, null, Run(TapeNoise(seeds["image_latent"])), steps=steps,
             size=t["image_latent"].shape[-2:], guidance_scale=case["image_guidance"],
         )  # fmt: skip
         outputs["image_latent"] = (picture, limit)
-    keyframes = sample_keyframes_v11(
-        unet, text, null, t["key_frame"][None], Run(TapeNoise(seeds["keyframes"])),
-        num_frames=t["keyframes"].shape[0], guidance_scale=case["guidance_weight_prompt"],
-        image_guidance=case["guidance_weight_image"], motion_score=case["motion_score"],
-        noise_level=case["noise_augmentation"], steps=steps,
+    first_frame = FirstFrame(
+        t["key_frame"][None], case["guidance_weight_image"], case["motion_score"], case["noise_augmentation"]
+    )
+    keyframes = sample_keyframes(
+        unet, text, null, Run(TapeNoise(seeds["keyframes"])), size=first_frame.latents.shape[-2:],
+        keyframes=t["keyframes"].shape[0], first_frame=first_frame, steps=steps,
+        guidance_scale=case["guidance_weight_prompt"],
     )  # fmt: skip
     outputs["keyframes"] = (keyframes[0], limit)
     for name, spacing in (("keyframe", "leading"), ("interpolation", "trailing")):

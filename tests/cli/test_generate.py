@@ -107,7 +107,7 @@ def test_generate_options_reach_the_model(tmp_path, monkeypatch):
         "decoder": "video_movq",
         "settings": Settings(
             fps="medium", width=72, height=48, steps=7, guidance_scale=1.5, image_guidance=2.5,
-            interpolation_guidance=0.3, motion_score=100, num_frames=4, seed=11, is_mended=True, is_stacked=False,
+            interpolation_guidance=0.3, motion_score=100, keyframes=4, seed=11, is_mended=True, is_stacked=False,
         ),
     }  # fmt: skip
     assert all(value != getattr(Settings(), name) for name, value in vars(given["settings"]).items()
