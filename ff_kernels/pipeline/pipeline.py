@@ -53,8 +53,8 @@ class Pipeline:
         keeps_networks: bool = True, parity: Parity = "fast", uses_graphs: bool = True,
         defaults: Settings | None = None,
     ) -> None:  # fmt: skip
-        self.models, self.family, self.device, self.dtype = models, models.family, torch.device(device), dtype
-        self.release = RELEASES[self.family]
+        self.models, self.device, self.dtype = models, torch.device(device), dtype
+        self.family, self.release = models.family, RELEASES[models.family]
         self.uses_graphs = uses_graphs and self.device.type == "cuda"
         self.defaults = defaults or Settings(fps="low", width=512, height=512)
         self.networks = Networks(models, self.device, dtype, parity, keeps_all=keeps_networks)
@@ -126,25 +126,19 @@ class Pipeline:
             callback: see ``sample_ddpm``.
         """
         clips, size = text.context.shape[0], self._latent_size(settings)
-        branches = 3 if self.release.reads_image else 2
         run = self._run(
             "keyframe", settings, SeededNoise(stage_seeds(settings.seed, clips, KEYFRAMES)), callback,
-            samples=clips * branches * settings.keyframes, size=size,
+            samples=clips * (3 if self.release.reads_image else 2) * settings.keyframes, size=size,
         )  # fmt: skip
         start = None if first_frame is None else FirstFrame(
             first_frame, settings.image_guidance, settings.motion_score, settings.noise_level, not settings.is_mended
         )  # fmt: skip
         return sample_keyframes(
-            self.network("keyframe").network,
-            text,
-            negative or text.unconditional(self.networks.null_embedding("keyframe")),
-            run,
-            keyframes=settings.keyframes,
-            size=size,
-            first_frame=start,
-            guidance_scale=settings.guidance_scale,
+            self.network("keyframe").network, text,
+            negative or text.unconditional(self.networks.null_embedding("keyframe")), run,
+            keyframes=settings.keyframes, size=size, first_frame=start, guidance_scale=settings.guidance_scale,
             steps=settings.steps,
-        )
+        )  # fmt: skip
 
     @torch.inference_mode()
     def sample_picture(self, text: Text, settings: Settings, callback: Callback | None = None) -> Tensor:
@@ -154,10 +148,10 @@ class Pipeline:
         size = tuple(2 * side for side in self._latent_size(settings))
         noise = SeededNoise(stage_seeds(settings.seed, 1, PICTURE))
         run = self._run("keyframe", settings, noise, callback, samples=2, size=size)
-        null = text.unconditional(self.networks.null_embedding("keyframe"))
         latents = sample_picture(
-            loaded.network, text, null, run, size=size, guidance_scale=settings.guidance_scale, steps=settings.steps
-        )
+            loaded.network, text, text.unconditional(self.networks.null_embedding("keyframe")), run, size=size,
+            guidance_scale=settings.guidance_scale, steps=settings.steps,
+        )  # fmt: skip
         # The last names of a network that low memory wants freed before the next one is loaded.
         del loaded, run
         return next(decode_chunks(self.network("movq").network, latents.float()))[0].permute(1, 2, 0).cpu()
@@ -191,17 +185,10 @@ class Pipeline:
             return self._run(stage, settings, noise, callback, samples=samples, size=tuple(keyframes.shape[-2:]))
 
         return interpolate_passes(
-            self.network(stage).network,
-            keyframes.to(self.device),
-            text,
-            self.networks.null_embedding(stage),
-            make_run,
-            seed=settings.seed,
-            passes=passes,
-            first=first,
-            guidance_scale=settings.interpolation_guidance,
+            self.network(stage).network, keyframes.to(self.device), text, self.networks.null_embedding(stage), make_run,
+            seed=settings.seed, passes=passes, first=first, guidance_scale=settings.interpolation_guidance,
             steps=settings.steps if self.release.shares_steps else None,
-        )
+        )  # fmt: skip
 
     def decode(self, latents: Tensor, settings: Settings, **options: Any) -> Tensor:
         """Return frames ``[F, H, W, 3]`` in 0..1 of one clip's latents ``[F, 4, h, w]``, on the CPU.
@@ -225,13 +212,11 @@ class Pipeline:
         """
         network = self.network(decoder or self.release.decoder).network
         blends = settings.is_mended and network.config.is_video
-        for frames in decode_chunks(
-            network,
-            latents.to(self.device).float(),
-            shared_map=self.release.shares_map and not settings.is_mended,
-            overlap=blend_overlap(len(latents)) if blends else 0,
-            should_stop=should_stop,
-        ):
+        chunks = decode_chunks(
+            network, latents.to(self.device).float(), shared_map=self.release.shares_map and not settings.is_mended,
+            overlap=blend_overlap(len(latents)) if blends else 0, should_stop=should_stop,
+        )  # fmt: skip
+        for frames in chunks:
             yield frames.permute(0, 2, 3, 1).cpu()
 
     def generate(self, prompt: str, settings: Settings | None = None, **options: Any) -> Clip:
@@ -286,16 +271,15 @@ class Pipeline:
         return LatentClip(fps=fps, keyframes=keyframes[0].cpu(), latents=latents[0].cpu(), seconds=clock.seconds)
 
     def _check_inputs(self, negative: str | None, picture: Tensor | None, passes: int, decoder: str | None) -> None:
-        reads_image = self.release.reads_image
-        if not reads_image and picture is not None:
+        if picture is not None and not self.release.reads_image:
             raise InputError(
                 "expected no start picture for release 1.0, which reads text only, got one: take release 1.1"
             )
-        if reads_image and negative:
+        if negative and self.release.reads_image:
             raise InputError(
                 "expected no negative prompt for release 1.1, which never learnt to read one, got one: take release 1.0"
             )
         needed = ["text_encoder", "keyframe", decoder or self.release.decoder] + ([self.gap_stage] if passes else [])
-        needed += ["movq"] if reads_image and picture is None else []
+        needed += ["movq"] if self.release.reads_image and picture is None else []
         for stage in needed:
             self.models.require(stage)

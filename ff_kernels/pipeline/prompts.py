@@ -34,9 +34,8 @@ class Prompts:
     def encode_negative(self, negatives: Sequence[str], prompts: Sequence[str]) -> Text:
         """Encode negative prompts as release 1.0 does: cut to each prompt's length, under the prompt's mask."""
         lengths = [self._tokens(prompt).shape[1] for prompt in prompts]
-        return self._text(
-            [self._tokenizer.encode_negative(text, n) for text, n in zip(negatives, lengths, strict=True)]
-        )
+        rows = [self._tokenizer.encode_negative(text, n) for text, n in zip(negatives, lengths, strict=True)]
+        return self._text(rows)
 
     def _tokens(self, prompt: str) -> Tensor:
         if self._tokenizer is None:
@@ -44,7 +43,7 @@ class Prompts:
         return self._tokenizer.encode(prompt).ids
 
     def _text(self, rows: list[Tensor]) -> Text:
-        ids, mask = (tensor.to(self.networks.device) for tensor in pad_tokens(rows))
+        ids, mask = (each.to(self.networks.device) for each in pad_tokens(rows))
         hidden = self.networks.get("text_encoder").network(ids, mask)
         is_bad = ~hidden.isfinite().all(dim=2).all(dim=1)
         if is_bad.any():
