@@ -67,7 +67,8 @@ SAID = {
     ],
     "nodes/web/docs/FusionFramesDualGuider.md": ["default {w11:g} | Text", "default {wi:g} | First-frame"],
     "nodes/web/docs/FusionFramesImageToVideo.md": [
-        "default {k11} |", "trained on {k11}.", "default {noise} | Noise on the picture; the release uses {noise}.",
+        "default {k11} |", "trained on {k11}.", "default {motion}: medium |",
+        "default {noise} | Noise on the picture; the release uses {noise}.",
     ],
     "nodes/web/docs/FusionFramesInterpolate.md": [
         "default {gaps10:g} | Guidance w: {gaps10:g} for release 1.0 and the demo, {gaps11:g} for release 1.1.",
