@@ -132,7 +132,7 @@ def run_stage(
     predict = _predict(unet, branches, prepare, run)
     return sample_ddpm(
         predict, start, schedule, run.noise, weights=tuple(branch.weight for branch in branches),
-        predicted=sampling.predicted, clip=sampling.threshold, callback=run.callback,
+        predicted=sampling.predicted, threshold=sampling.threshold, callback=run.callback,
     )  # fmt: skip
 
 
