@@ -12,7 +12,7 @@ from ..checkpoints.folder import ModelFiles, find_models
 from ..checkpoints.folding import Parity
 from ..checkpoints.loading import Loaded
 from ..errors import InputError
-from ..media.pictures import fit_as_released, fit_covering
+from ..media.pictures import fit_as_released, fit_covering, to_rgb
 from ..runtime.budget import fits, step_bytes
 from ..runtime.clock import Clock, Progress
 from ..runtime.devices import free_bytes
@@ -95,9 +95,9 @@ class Pipeline:
         """Encode one prompt per clip; an empty one is an ``InputError``."""
         return self.prompts.encode(prompts)
 
-    def encode_negative(self, negatives: Sequence[str], prompts: Sequence[str]) -> Text:
-        """Encode negative prompts as release 1.0 does: cut to each prompt's length, under the prompt's mask."""
-        return self.prompts.encode_negative(negatives, prompts)
+    def encode_negative(self, negatives: Sequence[str], prompts: Sequence[str], *, is_mended: bool = False) -> Text:
+        """Encode negative prompts: cut to each prompt's length as in release 1.0, or mended, whole."""
+        return self.prompts.encode_negative(negatives, prompts, is_mended=is_mended)
 
     def _run(
         self, stage: str, settings: Settings, noise: Noise, callback: Callback | None, *, samples: int,
@@ -158,9 +158,9 @@ class Pipeline:
 
     @torch.inference_mode()
     def encode_picture(self, picture: Tensor, settings: Settings) -> Tensor:
-        """Return latents ``[1, 4, h, w]`` of a picture ``[H, W, 3]`` in 0..1 of any size."""
+        """Return latents ``[1, 4, h, w]`` of a picture ``[H, W, C]`` in 0..1 of any size, see ``to_rgb``."""
         fit = fit_covering if settings.is_mended else fit_as_released
-        pixels = fit(picture, settings.width, settings.height).permute(2, 0, 1)[None] * 2 - 1
+        pixels = fit(to_rgb(picture), settings.width, settings.height).permute(2, 0, 1)[None] * 2 - 1
         stage = "movq" if "movq" in self.models.files else "video_movq"
         return self.network(stage).network.encode(pixels.to(self.device))
 
@@ -253,7 +253,9 @@ class Pipeline:
         clock = Clock(progress, {})
         with clock("text"):
             text = self.encode_text([prompt])
-            negatives = self.encode_negative([negative], [prompt]) if negative else None
+            negatives = None
+            if negative:
+                negatives = self.encode_negative([negative], [prompt], is_mended=settings.is_mended)
         first_frame = None
         if self.release.reads_image:
             with clock("first frame"):

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..models.text_encoder import project_context
 from ..stages.run import Text
-from ..stages.tokenizer import MAX_TOKENS, Tokenizer, pad_tokens
+from ..stages.tokenizer import MAX_TOKENS, Tokenizer, check_unicode, pad_tokens
 from .networks import Networks
 
 
@@ -31,10 +31,23 @@ class Prompts:
         return self._text([self._tokens(prompt) for prompt in prompts])
 
     @torch.inference_mode()
-    def encode_negative(self, negatives: Sequence[str], prompts: Sequence[str]) -> Text:
-        """Encode negative prompts as release 1.0 does: cut to each prompt's length, under the prompt's mask."""
+    def encode_negative(self, negatives: Sequence[str], prompts: Sequence[str], *, is_mended: bool = False) -> Text:
+        """Encode negative prompts as release 1.0 does: cut to each prompt's length, under the prompt's mask.
+
+        A warning counts what is cut off; ``is_mended`` keeps each whole, under its own mask.
+        """
+        if is_mended:
+            return self.encode(negatives)
         lengths = [self._tokens(prompt).shape[1] for prompt in prompts]
         rows = [self._tokenizer.encode_negative(text, n) for text, n in zip(negatives, lengths, strict=True)]
+        for text, length in zip(negatives, lengths, strict=True):
+            cut = self._tokenizer.count_cut(text, length)
+            if cut:
+                warnings.warn(
+                    f"the negative prompt is cut to the {length} tokens of the prompt, as in release 1.0: the last "
+                    f"{cut} of its {length + cut} tokens are dropped; mend the release's mistakes to keep it whole",
+                    stacklevel=3,
+                )
         return self._text(rows)
 
     def _tokens(self, prompt: str) -> Tensor:
@@ -56,10 +69,12 @@ class Prompts:
 
 
 def require_prompts(prompts: Sequence[str]) -> None:
-    """Refuse empty prompts.
+    """Refuse prompts that say nothing or cannot be read.
 
     Raises:
-        InputError: if one has no text.
+        InputError: if one has no text or is no valid Unicode.
     """
+    for prompt in prompts:
+        check_unicode(prompt)
     if not all(prompt.strip() for prompt in prompts):
         raise InputError("expected a prompt, got an empty text: describe what the video shows")
