@@ -122,9 +122,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, help="pixels, a multiple of 64 (demo: 8; default 512, demo 64)")
     parser.add_argument("--height", type=int, help="pixels, a multiple of 64 (demo: 8; default 512, demo 64)")
     parser.add_argument("--device", help=_DEVICE_HELP)
-    parser.add_argument(
-        "--dtype", choices=DTYPES, help="dtype of the U-Nets (default: float16 on cards that have it)"
-    )
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the U-Nets (default: float16 on cards that have it)")
     parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
     parser.add_argument(
         "--mend",

@@ -74,13 +74,24 @@ class SorobanTensor(Tensor):
         """Put a CPU tensor on the device."""
         if held.dtype in ABSENT:
             raise TypeError(f"the device {NAME} has no {held.dtype}")
-        out = torch.Tensor._make_wrapper_subclass(
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
-            device=f"{NAME}:0",
-        )  # fmt: skip
+        # Views of a tensor from outside of the inference mode are no inference tensors, inside of it either.
+        with torch.inference_mode(held.is_inference()):
+            out = torch.Tensor._make_wrapper_subclass(
+                cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
+                device=f"{NAME}:0",
+            )  # fmt: skip
         out.held, out.storage_of_held = held, held.untyped_storage()
         LEDGER.enter(out.storage_of_held)
         return out
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        """Let torch exchange parameters of this class whole: giving them new data would leave the numbers behind."""
+        return ["held"], None
+
+    @staticmethod
+    def __tensor_unflatten__(parts: Mapping[str, Tensor], *_: object) -> "SorobanTensor":
+        """Undo ``__tensor_flatten__``."""
+        return SorobanTensor(parts["held"])
 
     @classmethod
     def __torch_dispatch__(
