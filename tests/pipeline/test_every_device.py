@@ -1,15 +1,11 @@
 """The whole demo, a whole release 1.1 and the metrics on a device that is neither CPU nor CUDA."""
 
-import json
-
 import pytest
 import torch
 from support import release, soroban
-from torch import nn
 
 from fusionframes.ff_kernels.cli.main import main
 from fusionframes.ff_kernels.demo.model import demo_pipeline
-from fusionframes.ff_kernels.metrics import features, inception, lpips
 from fusionframes.ff_kernels.pipeline.pipeline import Pipeline
 from fusionframes.ff_kernels.pipeline.settings import Settings
 
