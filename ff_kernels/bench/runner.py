@@ -152,7 +152,7 @@ def _compare(workload: Workload, ours: Tensor, reference: Tensor) -> float:
     if not difference <= limit:
         raise DisagreementError(
             f"the outputs of workload '{workload.name}' differ by {difference:.1e} from the release's formulation, "
-            f"over the limit of {limit:.0e}: run 'fusionframes verify tests/golden' to find what broke"
+            f"over the limit of {limit:.0e}: run 'fusionframes verify' on the reference cases to find what broke"
         )
     return difference
 
