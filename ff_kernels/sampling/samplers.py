@@ -52,7 +52,8 @@ def sample_ddpm(
     """
     total = len(schedule)
     columns = (schedule.signal, schedule.noise, schedule.x0_gain, schedule.x_gain, schedule.noise_gain)
-    table = torch.stack(columns, dim=1).to(x.device)
+    # A schedule of a host's noise levels is in float64, which not every device has.
+    table = torch.stack(columns, dim=1).to(x.dtype).to(x.device)
     for step in range(total):
         predictions = predict(x, step)
         fresh = noise.normal(x.shape).to(x) if schedule.draws_noise[step] else None

@@ -27,10 +27,6 @@ _INPUT = (
 _OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 
 
-def _like(numbers: tuple[tuple[float, ...], ...], x: Tensor) -> Tensor:
-    return torch.tensor(numbers, dtype=x.dtype).to(x.device)
-
-
 def residual_conv(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, padding: list[int]) -> Tensor:
     """Formula of ``ops.residual_conv``."""
     return (residual + F.conv2d(x, weight, bias, padding=padding)).contiguous(memory_format=torch.channels_last)
@@ -48,10 +44,10 @@ def winograd_conv(x: Tensor, taps: Tensor, bias: Tensor | None, residual: Tensor
     height = x.shape[2]
     spare = -height % ROWS
     windows = F.pad(x, (0, 0, 1, 1 + spare)).unfold(2, WINDOW, ROWS)  # [N, I, tiles, W, 6]
-    windows = torch.einsum("pk,nctwk->pnctw", _like(_INPUT, x), windows)
+    windows = torch.einsum("pk,nctwk->pnctw", x.new_tensor(_INPUT), windows)
     kernels = taps.transpose(2, 3)[:, :, :, None]  # [6, O, I, 1, 3]
     products = torch.stack([F.conv2d(m, k, padding=(0, 1)) for m, k in zip(windows, kernels, strict=True)])
-    out = torch.einsum("rp,pnctw->nctrw", _like(_OUTPUT, x), products).flatten(2, 3)[:, :, :height]
+    out = torch.einsum("rp,pnctw->nctrw", x.new_tensor(_OUTPUT), products).flatten(2, 3)[:, :, :height]
     out = out if bias is None else out + bias[:, None, None]
     return (out if residual is None else residual + out).contiguous(memory_format=torch.channels_last)
 
