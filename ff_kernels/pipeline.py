@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoints.loading import Loaded, load_contents
+from .checkpoints.loading import Loaded, load_contents, load_projection
 from .clip import Clip, LatentClip
 from .errors import CheckpointError, InputError
 from .folding import Parity, require_parity
@@ -87,7 +87,7 @@ class Pipeline:
                 *self.models.require(stage), stage=stage, device=self.device, dtype=self._dtype_of(stage),
                 parity=self.parity,
             )  # fmt: skip
-            if isinstance(loaded.network, UNet) and self.device.type != "cpu":
+            if isinstance(loaded.network, UNet) and self.device.type not in ("cpu", "meta"):
                 # A third of a U-Net's weights is read once per run; on the device they would only take room.
                 self._conditioners[stage] = park(loaded.network.conditioner_modules(), self.device)
             self._networks[stage] = loaded
@@ -174,10 +174,12 @@ class Pipeline:
 
     def _projection(self) -> torch.nn.Module:
         stage = "projection" if "projection" in self.models.files else "keyframe"
-        projection = self.network(stage).projection
+        # Release 1.0 keeps it in the file of the keyframe U-Net, which encoding needs nothing else of.
+        loaded = self._networks.get(stage)
+        projection = load_projection(self.models.require(stage)[0]) if loaded is None else loaded.projection
         if projection is None:
             self.models.require("projection")
-        return projection.to(self._dtype_of("text_encoder"))
+        return projection.to(self.device, self._dtype_of(stage)).to(self._dtype_of("text_encoder"))
 
     def _run(
         self, stage: str, settings: Settings, stream: int, callback: Callback | None, *, clips: int, samples: int,
@@ -387,6 +389,7 @@ class Pipeline:
         picture: Tensor | None = None,
         decoder: str | None = None,
         progress: Progress | None = None,
+        texts: tuple[Text, Text | None] | None = None,
     ) -> LatentClip:
         """Make the latents of one clip from a prompt and, release 1.1, a picture to start from.
 
@@ -397,6 +400,8 @@ class Pipeline:
             picture: ``[H, W, 3]`` in 0..1, release 1.1 only; without one, 1.1 draws its own first frame.
             decoder: "movq" or "video_movq"; default the release's. Only looked for here, before any work.
             progress: called after every step of every stage; True stops the run with ``Stopped``.
+            texts: what ``encode_text`` and, with a negative prompt, ``encode_negative`` gave for these prompts before;
+                None encodes them now.
 
         Raises:
             InputError: for settings or inputs that the model does not take.
@@ -405,11 +410,13 @@ class Pipeline:
         """
         settings = self.resolve(settings or Settings())
         passes, fps = LEVELS[settings.fps]
-        self._check_inputs(negative, picture, passes, decoder)
+        self.check_inputs(negative, has_picture=picture is not None, passes=passes, decoder=decoder)
         clock = Clock(progress, {})
         with clock("text"):
-            text = self.encode_text([prompt])
-            negatives = self.encode_negative([negative], [prompt]) if negative else None
+            if texts is None:
+                text = self.encode_text([prompt])
+                texts = text, self.encode_negative([negative], [prompt]) if negative else None
+        text, negatives = texts
         first_frame = None
         if self.family == "1.1":
             with clock("first frame"):
@@ -426,8 +433,20 @@ class Pipeline:
                 latents = self.interpolate(latents, settings, first=i, text=text, callback=clock.step)
         return LatentClip(fps=fps, keyframes=keyframes[0].cpu(), latents=latents[0].cpu(), seconds=clock.seconds)
 
-    def _check_inputs(self, negative: str | None, picture: Tensor | None, passes: int, decoder: str | None) -> None:
-        if self.family == "1.0" and picture is not None:
+    def check_inputs(self, negative: str | None, *, has_picture: bool, passes: int, decoder: str | None) -> None:
+        """Refuse what this release does not take, and look for the files that a clip needs; nothing is loaded.
+
+        Args:
+            negative: negative prompt, if there is one.
+            has_picture: whether there is a picture to start from.
+            passes: interpolation passes, 0 .. 2.
+            decoder: see ``sample``.
+
+        Raises:
+            InputError: for an input of the other release.
+            CheckpointError: if a file is missing.
+        """
+        if self.family == "1.0" and has_picture:
             raise InputError(
                 "expected no start picture for release 1.0, which reads text only, got one: leave it out "
                 "or use release 1.1"
@@ -438,6 +457,6 @@ class Pipeline:
                 "leave it out or use release 1.0"
             )
         needed = ["text_encoder", "keyframe", decoder or self.decoder_stage] + ([self.gap_stage] if passes else [])
-        needed += ["movq"] if self.family == "1.1" and picture is None else []
+        needed += ["movq"] if self.family == "1.1" and not has_picture else []
         for stage in needed:
             self.models.require(stage)
