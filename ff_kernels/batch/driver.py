@@ -10,7 +10,7 @@ from ..errors import OutputError
 from .events import Events, Tally, Watch
 from .ledger import Ledger
 from .processes import Pool
-from .rules import Attempts, BatchStopped, Breaker, Failure, Rules
+from .rules import Attempts, BatchError, Breaker, Failure, Rules
 from .work import BROKEN, CLIP, DONE, LOST, MEMORY, OUTPUT, READY, TEXT, Beat, Report, Task
 
 # Longest wait for a word of the workers, and so the delay of a look at their signs of life.
@@ -52,7 +52,7 @@ class Driver:
         """Do all tasks with at most so many workers, which stay for the next call.
 
         Raises:
-            BatchStopped: if the rules end the run.
+            BatchError: if the rules end the run.
             OutputError: if a failure cannot be written down.
         """
         # Whether a failure is everybody's is asked anew: what encodes may well not draw.
@@ -148,7 +148,7 @@ class Driver:
             else:
                 self._give_up(failure)
         elif report.kind == BROKEN:
-            raise BatchStopped(f"a worker cannot open the model: {report.message}")
+            raise BatchError(f"a worker cannot open the model: {report.message}")
         elif not was_ready:
             self._attempts.died_early(report)
 

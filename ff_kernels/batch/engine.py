@@ -19,10 +19,9 @@ from ..demo.model import demo_pipeline
 from ..errors import InputError, OutputError
 from ..files import atomic_path
 from ..media.pictures import read_image
-from ..media.video import write_frames
-from ..pipeline import Pipeline
+from ..pipeline.pipeline import Pipeline
+from ..pipeline.writing import write_clip
 from ..runtime.budget import RESERVE_BYTES
-from ..runtime.clock import Clock
 from ..stages.run import Text
 from .fingerprints import file_digest
 from .jobs import Job
@@ -153,7 +152,7 @@ class ClipEngine:
     def _encode(self, pipeline: Pipeline, job: Job) -> dict[str, Any]:
         path = self._ledger.context(job.text_key)
         with _said() as said:
-            # One by one, as `generate` does it: beside a longer prompt the same words would be padded, and rounded, anew.
+            # One by one, as for a single clip: beside a longer prompt the words would be padded, and rounded, anew.
             texts = {"text": pipeline.encode_text([job.prompt])}
             if job.negative:
                 texts["negative"] = pipeline.encode_negative([job.negative], [job.prompt])
@@ -172,16 +171,10 @@ class ClipEngine:
         picture = None if job.image is None else read_image(job.image)
         draft = self._workplace / f"{job.key}.mp4"
         with _said() as said:
-            clip = pipeline.sample(
-                job.prompt, job.settings, negative=job.negative, picture=picture, decoder=job.decoder,
-                progress=beat, texts=texts,
+            clip, _ = write_clip(
+                pipeline, job.prompt, job.settings, draft, decoder=job.decoder, progress=beat,
+                negative=job.negative, picture=picture, texts=texts,
             )  # fmt: skip
-            clock = Clock(beat, clip.seconds)
-            with clock("decoding"):
-                chunks = pipeline.decode_chunks(
-                    clip.latents, job.settings, decoder=job.decoder, should_stop=clock.count
-                )
-                write_frames(chunks, draft, clip.fps, count=len(clip.latents))
         size, digest = draft.stat().st_size, file_digest(draft)
         self._publish(draft, self._ledger.video(job.key))
         record = {

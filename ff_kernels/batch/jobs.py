@@ -9,8 +9,8 @@ from typing import Any
 
 from ..errors import FusionFramesError, InputError
 from ..media.pictures import read_image
-from ..pipeline import Pipeline
-from ..settings import LEVELS, Settings
+from ..pipeline.pipeline import Pipeline
+from ..pipeline.settings import LEVELS, Settings
 from .fingerprints import file_digest, weights_fingerprint
 from .rows import DECODERS, Row
 
@@ -92,9 +92,7 @@ class Plan:
         def mine(key: str) -> bool:
             return int(key, 16) % count == index
 
-        return Plan(
-            [job for job in self.jobs if mine(job.key)], [row for row in self.refusals if mine(row.key)]
-        )
+        return Plan([job for job in self.jobs if mine(job.key)], [row for row in self.refusals if mine(row.key)])
 
     @property
     def keys(self) -> set[str]:
@@ -176,7 +174,10 @@ class _Planner:
         }
         if "projection" not in text["weights"]:
             text["weights"]["keyframe"] = self._weights["keyframe"]
-        idle = {"interpolation", "masked"} - ({pipeline.gap_stage} if passes else set())
+        used = {"text_encoder", "projection", "tokenizer", "keyframe", decoder or pipeline.decoder_stage}
+        used |= {pipeline.gap_stage} if passes else set()
+        # Release 1.1 encodes its first frame, given or drawn.
+        used |= {"movq", "video_movq"} if pipeline.family == "1.1" else set()
         origin = {
             "sampler": SAMPLER_VERSION,
             "prompt": row.prompt,
@@ -184,12 +185,10 @@ class _Planner:
             "image": picture,
             "decoder": decoder or pipeline.decoder_stage,
             "settings": drawn_settings(settings),
-            "weights": {stage: digest for stage, digest in self._weights.items() if stage not in idle},
+            "weights": {stage: digest for stage, digest in self._weights.items() if stage in used},
             **self._how,
         }
-        return Job(
-            key_of(origin), key_of(text), row.prompt, settings, negative, image, decoder, (row.label,), origin
-        )
+        return Job(key_of(origin), key_of(text), row.prompt, settings, negative, image, decoder, (row.label,), origin)
 
     def _picture(self, path: Path) -> str:
         if path not in self._pictures:

@@ -43,8 +43,8 @@ def connect(address: str, cpus: int) -> Any:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"cannot join Ray at '{address}' ({str(error).splitlines()[0]}): start one with 'ray start --head', or take "
-            "--ray local"
+            f"cannot join Ray at '{address}' ({str(error).splitlines()[0]}): start one with 'ray start --head', or "
+            "take --ray local"
         ) from error
     return ray
 

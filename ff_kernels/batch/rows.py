@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from ..errors import InputError
-from ..settings import Settings
+from ..pipeline.settings import Settings
 
 SUFFIXES = (".jsonl", ".csv", ".txt", ".parquet")
 # Columns that are no setting: what is drawn, what it starts from, which decoder, what the caller calls it.

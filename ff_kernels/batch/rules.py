@@ -7,7 +7,7 @@ from ..errors import FusionFramesError
 from .work import LOST, Report, Task
 
 
-class BatchStopped(FusionFramesError):
+class BatchError(FusionFramesError):
     """The run ended before all rows were tried; the same command goes on where it stopped."""
 
 
@@ -81,7 +81,7 @@ class Breaker:
         """A task was given up: return the earlier failures that may be written down.
 
         Raises:
-            BatchStopped: if too many were alike; none of them is to be written down.
+            BatchError: if too many were alike; none of them is to be written down.
         """
         released = []
         if self.held and self.held[-1].signature != failure.signature:
@@ -90,7 +90,7 @@ class Breaker:
         limit = self.rules.alike if self.saw_other else self.rules.first_alike
         if len(self.held) >= limit:
             count, self.held = len(self.held), []
-            raise BatchStopped(
+            raise BatchError(
                 f"stopped, as {count} rows in a row failed alike ({failure.message}): mend the cause and run the "
                 "same command again; none of them is marked as failed"
             )
@@ -140,18 +140,18 @@ class Attempts:
         """A result could not be written.
 
         Raises:
-            BatchStopped: if that happened too often in a row.
+            BatchError: if that happened too often in a row.
         """
         self.outputs += 1
         if self.outputs >= self.rules.outputs:
-            raise BatchStopped(f"{report.message}; then run the same command again: it goes on where it stopped")
+            raise BatchError(f"{report.message}; then run the same command again: it goes on where it stopped")
 
     def died_early(self, report: Report) -> None:
         """A worker died before it was ready.
 
         Raises:
-            BatchStopped: if that happened too often in a row.
+            BatchError: if that happened too often in a row.
         """
         self.starts += 1
         if self.starts >= self.rules.starts:
-            raise BatchStopped(f"stopped, as {self.starts} workers in a row died while they started: {report.message}")
+            raise BatchError(f"stopped, as {self.starts} workers in a row died while they started: {report.message}")

@@ -18,7 +18,7 @@ from .manifest import write_manifest
 from .processes import Pool, ProcessPool
 from .ray_pool import RayPool, connect, count_gpus
 from .rows import read_rows
-from .rules import BatchStopped, Rules
+from .rules import BatchError, Rules
 from .work import CLIP, TEXT, EngineFactory, Task
 
 
@@ -133,7 +133,7 @@ def run_batch(
                 pool.close()
         if not tally.missing:
             write_manifest(ledger)
-    except (BatchStopped, OutputError) as error:
+    except (BatchError, OutputError) as error:
         stopped = str(error)
     except KeyboardInterrupt:
         events("interrupted")
@@ -214,7 +214,6 @@ def _pool(model: ModelOptions, workers: WorkerOptions, ledger: Ledger, count: in
     if model.device == "cuda" and count > 1:
         devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     factories = [
-        workers.engine or engine_factory(replace(model, device=devices[i % len(devices)]), folder)
-        for i in range(count)
+        workers.engine or engine_factory(replace(model, device=devices[i % len(devices)]), folder) for i in range(count)
     ]
     return ProcessPool(factories, ledger)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ..checkpoints.conversion import write_checkpoint
 from ..checkpoints.detection import NULL_KEY, Kind
+from ..checkpoints.folder import TOKENIZER_NAME
 from ..errors import CheckpointError
 from ..files import atomic_path
-from ..model_files import TOKENIZER_NAME
 from ..models.configs import LatentSpace
 from ..models.interpolation_unet import InterpolationUNet
 from ..models.keyframe_unet import KeyframeUNet

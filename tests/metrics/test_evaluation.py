@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusionframes.ff_kernels.cli import main
+from fusionframes.ff_kernels.cli.main import main
 from fusionframes.ff_kernels.errors import InputError, ShapeError
 from fusionframes.ff_kernels.media.video import write_frames
 from fusionframes.ff_kernels.metrics.consistency import temporal_curves

@@ -6,9 +6,9 @@ from support.tiny import MOVQ, VIDEO_MOVQ, draw
 
 from fusionframes.ff_kernels.errors import InputError
 from fusionframes.ff_kernels.models.movq import MoVQ
-from fusionframes.ff_kernels.reference import fill_weights
 from fusionframes.ff_kernels.sampling.samplers import Stopped
 from fusionframes.ff_kernels.stages.decoding import chunk_sizes, decode
+from fusionframes.ff_kernels.verify.checks import fill_weights
 
 
 @given(st.integers(4, 400))

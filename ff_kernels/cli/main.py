@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .errors import FusionFramesError, InputError
-from .progress_bars import Bars
+from .. import __version__
+from ..errors import FusionFramesError, InputError
+from .batch import add_batch
+from .options import DTYPES, NO_GRAPHS, add_clip_options, clip_settings, usable_device
+from .progress import Bars
 
 EXIT_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
-DTYPES = ("float32", "float16", "bfloat16")
-_NO_GRAPHS = "launch every step anew instead of replaying a CUDA graph"
-MOTION_SCORES = {"low": 1, "medium": 10, "high": 50, "extreme": 100}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fusionframes {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_generate(commands.add_parser("generate", help="make a video from a prompt"))
+    add_batch(commands.add_parser("batch", help="make the videos of a file of prompts, with any number of workers"))
     verify = commands.add_parser("verify", help="check the engine against reference cases")
     verify.add_argument("folder", type=Path, help="folder of NAME.json beside NAME.safetensors")
     verify.set_defaults(run=run_verify)
@@ -69,7 +69,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run nothing: count launches, FLOPs, bytes and memory of the full sizes beside the targets",
     )
-    parser.add_argument("--no-graphs", action="store_true", help=_NO_GRAPHS)
+    parser.add_argument("--no-graphs", action="store_true", help=NO_GRAPHS)
     parser.set_defaults(run=run_bench)
 
 
@@ -103,50 +103,17 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="file to write: .mp4, .webm, .gif, or .png for a numbered sequence",
     )
-    parser.add_argument("--model", type=Path, help="folder of released or converted weights (default: the demo model)")
-    parser.add_argument("--negative", help="what the video should not show (release 1.0)")
-    parser.add_argument("--image", type=Path, help="picture to start from (release 1.1)")
-    parser.add_argument(
-        "--fps",
-        choices=("low", "medium", "high"),
-        help="2, 8 or 30 frames per second: 0, 1 or 2 interpolation passes (default: low, demo high)",
-    )
-    parser.add_argument("--steps", type=int, help="sampling steps, 1..1000 (default 50; interpolation of 1.1: 10)")
-    parser.add_argument("--guidance", type=float, help="text guidance w of (w+1)*cond - w*uncond (default 5, demo 0.2)")
-    parser.add_argument("--image-guidance", type=float, default=2.0, help="weight of the first frame, 1.1 (default 2)")
-    parser.add_argument("--interpolation-guidance", type=float, help="w of the interpolation (default 0.25; 1.1: 0.5)")
-    parser.add_argument("--motion", choices=MOTION_SCORES, default="medium", help="amount of motion, 1.1")
-    parser.add_argument("--keyframes", type=int, help="keyframes (default: what the model was trained on)")
-    parser.add_argument("--seed", type=int, default=0, help="0..2**63-1; the same seed gives the same clip (default 0)")
-    parser.add_argument("--width", type=int, help="pixels, a multiple of 64 (demo: 8; default 512, demo 64)")
-    parser.add_argument("--height", type=int, help="pixels, a multiple of 64 (demo: 8; default 512, demo 64)")
-    parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the U-Nets (default: float16 on cuda, else float32)")
-    parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
-    parser.add_argument(
-        "--mend",
-        action="store_true",
-        help="mend the releases' mistakes that show: seams, black bars, 8-bit steps, uniform noise",
-    )
-    parser.add_argument(
-        "--low-memory",
-        action="store_true",
-        help="run guidance branches one by one and free every network after its stage",
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="keep the networks as released instead of folding linear layers"
-    )
-    parser.add_argument("--no-graphs", action="store_true", help=_NO_GRAPHS)
+    add_clip_options(parser)
     parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
     parser.set_defaults(run=run_generate)
 
 
 def run_generate(options: argparse.Namespace) -> int:
     """Make a video file."""
-    from .media.pictures import read_image, write_image
-    from .media.sheet import contact_sheet
-    from .media.video import check_output, write_frames
-    from .runtime.clock import Clock
+    from ..media.pictures import read_image, write_image
+    from ..media.sheet import contact_sheet
+    from ..media.video import check_output
+    from ..pipeline.writing import write_clip
 
     check_output(options.output)
     if options.storyboard is not None:
@@ -155,19 +122,13 @@ def run_generate(options: argparse.Namespace) -> int:
         raise InputError("expected a prompt, got an empty text: describe what the video shows")
     picture = None if options.image is None else read_image(options.image)
     pipeline = _open_pipeline(options)
-    settings = pipeline.resolve(_settings(options))
+    settings = pipeline.resolve(clip_settings(options))
     decoder = {None: None, "image": "movq", "video": "video_movq"}[options.decoder]
     with Bars() as bars:
-        clip = pipeline.sample(
-            options.prompt, settings, negative=options.negative, picture=picture, decoder=decoder, progress=bars
-        )
-        clock = Clock(bars, clip.seconds)
-        # Opened before the output is: what goes wrong inside of that counts as a failure to write.
-        pipeline.network(decoder or pipeline.decoder_stage)
-        with clock("decoding"):
-            # Straight to the file: the frames of a long clip would fill the memory that its networks leave.
-            chunks = pipeline.decode_chunks(clip.latents, settings, decoder=decoder, should_stop=clock.count)
-            written = write_frames(chunks, options.output, clip.fps, count=len(clip.latents))
+        clip, written = write_clip(
+            pipeline, options.prompt, settings, options.output, decoder=decoder, progress=bars,
+            negative=options.negative, picture=picture,
+        )  # fmt: skip
     if options.storyboard is not None:
         keyframes = pipeline.decode(clip.keyframes, settings, decoder=decoder)
         spacing = (len(clip.latents) - 1) / max(1, len(keyframes) - 1) / clip.fps
@@ -187,10 +148,10 @@ def run_generate(options: argparse.Namespace) -> int:
 def _open_pipeline(options: argparse.Namespace) -> Any:
     import torch
 
-    from .demo.model import demo_pipeline
-    from .pipeline import Pipeline
+    from ..demo.model import demo_pipeline
+    from ..pipeline.pipeline import Pipeline
 
-    device = _device(options.device)
+    device = usable_device(options.device)
     name = options.dtype or ("float16" if torch.device(device).type == "cuda" else "float32")
     choices = {
         "device": device,
@@ -207,29 +168,6 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
         file=sys.stderr,
     )
     return demo_pipeline(**choices)
-
-
-def _device(name: str | None) -> str:
-    import torch
-
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"expected a device that torch can use, got '{name}': try cpu") from error
-    return name
-
-
-def _settings(options: argparse.Namespace) -> Any:
-    from .settings import Settings
-
-    return Settings(
-        fps=options.fps, width=options.width, height=options.height, steps=options.steps,
-        guidance_scale=options.guidance, image_guidance=options.image_guidance,
-        interpolation_guidance=options.interpolation_guidance, motion_score=MOTION_SCORES[options.motion],
-        num_frames=options.keyframes, seed=options.seed, is_mended=options.mend,
-        is_stacked=False if options.low_memory else None,
-    )  # fmt: skip
 
 
 def _check_folder(path: Path) -> None:
@@ -259,7 +197,7 @@ def _peak_memory(device: Any) -> str:
 
 def run_verify(options: argparse.Namespace) -> int:
     """Print every compared tensor; status 1 if one is over its limit, 2 if a case could not be run."""
-    from .verify import verify
+    from ..verify.run import verify
 
     if not options.folder.is_dir():
         raise InputError(f"expected a folder of reference cases, found none at '{options.folder}': check the path")
@@ -289,7 +227,7 @@ def run_convert(options: argparse.Namespace) -> int:
     """Convert one weights file."""
     import torch
 
-    from .checkpoints.conversion import convert
+    from ..checkpoints.conversion import convert
 
     if not options.target.parent.is_dir():
         raise InputError(f"expected a folder to write into, found none at '{options.target.parent}': create it")
@@ -302,20 +240,20 @@ def run_convert(options: argparse.Namespace) -> int:
 def run_info(options: argparse.Namespace) -> int:
     """Describe a weights file, the implementations of the operations, or the paper's temporal variants."""
     if options.variant is not None:
-        from .bench.sizes import variant_lines
+        from ..bench.sizes import variant_lines
 
         print("\n".join(variant_lines(options.variant)))
         return 0
     if options.backends:
-        from .ops.registry import describe_backends
+        from ..ops.registry import describe_backends
 
         for operation, backend, state in describe_backends():
             print(f"{operation:18} {backend:8} {state}")
         return 0
     if options.file is None:
         raise InputError("info expected a weights file, got none: name one, or ask for --backends or --variant")
-    from .checkpoints.detection import detect, split_tensors
-    from .checkpoints.reading import read_contents
+    from ..checkpoints.detection import detect, split_tensors
+    from ..checkpoints.reading import read_contents
 
     contents = read_contents(options.file)
     kind = detect(contents, _overrides(options))
@@ -344,7 +282,7 @@ def run_bench(options: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from .bench import counting, gap_costs, runner
+    from ..bench import counting, gap_costs, runner
 
     if options.repeats < 1:
         raise InputError(f"expected at least one repeat, got {options.repeats}: raise --repeats")
@@ -370,16 +308,16 @@ def run_evaluate(options: argparse.Namespace) -> int:
     """Print the metrics of clips against a reference."""
     import torch
 
-    from .media.pictures import write_image
-    from .metrics.evaluation import Networks, evaluate
-    from .metrics.features import load_i3d, load_inception
-    from .metrics.lpips import load_lpips
-    from .metrics.plots import plot_curves
-    from .metrics.tables import text_table, to_json
+    from ..media.pictures import write_image
+    from ..metrics.evaluation import Networks, evaluate
+    from ..metrics.features import load_i3d, load_inception
+    from ..metrics.lpips import load_lpips
+    from ..metrics.plots import plot_curves
+    from ..metrics.tables import text_table, to_json
 
     if options.plot is not None:
         _check_picture(options.plot, "plot")
-    device = _device(options.device)
+    device = usable_device(options.device)
     loaders = {"lpips": load_lpips, "i3d": load_i3d, "inception": load_inception}
     files = {name: getattr(options, name) for name in loaders}
     networks = Networks(**{name: loaders[name](path, device) for name, path in files.items() if path is not None})

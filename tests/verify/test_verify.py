@@ -6,12 +6,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.tiny import KEYFRAME_V10, draw
 
-from fusionframes.ff_kernels.cli import main
+from fusionframes.ff_kernels.cli.main import main
 from fusionframes.ff_kernels.errors import InputError
 from fusionframes.ff_kernels.models.configs import MoVQConfig
 from fusionframes.ff_kernels.models.movq import MoVQ
-from fusionframes.ff_kernels.reference import TapeNoise, case_weight, fill_weights
-from fusionframes.ff_kernels.verify import find_cases, verify, verify_case
+from fusionframes.ff_kernels.verify.checks import TapeNoise, case_weight, fill_weights
+from fusionframes.ff_kernels.verify.run import find_cases, verify, verify_case
 
 CASES = ["text", "v10_interpolation_unet", "v10_keyframe_unet", "v10_movq", "v10_pipeline", "v10_schedule",
          "v11_interpolation_unet", "v11_keyframe_unet", "v11_movq", "v11_pipeline", "v11_video_movq"]  # fmt: skip
@@ -105,7 +105,7 @@ def test_verify_command_prints_table_and_status(golden, tmp_path, capsys):
 
 
 def test_verify_case_non_finite_output_fails():
-    from fusionframes.ff_kernels.verify import Check, relative_error
+    from fusionframes.ff_kernels.verify.run import Check, relative_error
 
     error = relative_error(torch.tensor([float("nan"), 1.0]), torch.ones(2))
     assert not Check("case", "out", error, 1e-5).passed

@@ -8,9 +8,9 @@ from support.tiny import relative
 from fusionframes.ff_kernels.checkpoints.conversion import write_checkpoint
 from fusionframes.ff_kernels.checkpoints.detection import Kind
 from fusionframes.ff_kernels.errors import CheckpointError, InputError
-from fusionframes.ff_kernels.pipeline import Pipeline
+from fusionframes.ff_kernels.pipeline.pipeline import Pipeline
+from fusionframes.ff_kernels.pipeline.settings import LEVELS, Settings
 from fusionframes.ff_kernels.sampling.samplers import Stopped
-from fusionframes.ff_kernels.settings import LEVELS, Settings
 from fusionframes.ff_kernels.stages.decoding import decode
 
 QUICK = Settings(fps="low", width=16, height=24, steps=3)

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .errors import FusionFramesError, InputError
-from .folding import Parity
-from .reference import (
+from ..checkpoints.folding import Parity
+from ..errors import FusionFramesError, InputError
+from .checks import (
     How,
     Outputs,
     check_interpolation_unet,

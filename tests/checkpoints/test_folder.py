@@ -6,8 +6,8 @@ from support import weights
 from support.weights import OVERRIDES
 
 from fusionframes.ff_kernels.checkpoints.conversion import convert
+from fusionframes.ff_kernels.checkpoints.folder import find_models
 from fusionframes.ff_kernels.errors import CheckpointError, InputError
-from fusionframes.ff_kernels.model_files import find_models
 
 RELEASE = {"a.pt": "keyframe_v11", "b.ckpt": "interpolation_v11", "c.PTH": "video_movq", "d.bin": "movq",
            "e.pt": "text_encoder", "f.pt": "projection"}  # fmt: skip

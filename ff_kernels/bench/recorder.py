@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from .ops import registry
+from ..ops import registry
 
 # Operations of ours are counted by the cost that each states beside its definition.
 OWN_NAMESPACE = "fusionframes"

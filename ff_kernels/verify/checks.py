@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
-from .folding import Parity, fold
-from .models.configs import MoVQConfig, TextConfig, UNetConfig
-from .models.interpolation_unet import InterpolationUNet
-from .models.keyframe_unet import KeyframeUNet
-from .models.movq import MoVQ
-from .models.text_encoder import TextEncoder, TextProjection, project_context
-from .ops.step import THRESHOLD_V10
-from .sampling.schedule import make_schedule_v11, posterior_tables_v10
-from .stages.decoding import decode
-from .stages.interpolation import SKIP_FRAMES, interpolate
-from .stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
-from .stages.run import Run, Text
+from ..checkpoints.folding import Parity, fold
+from ..errors import InputError
+from ..models.configs import MoVQConfig, TextConfig, UNetConfig
+from ..models.interpolation_unet import InterpolationUNet
+from ..models.keyframe_unet import KeyframeUNet
+from ..models.movq import MoVQ
+from ..models.text_encoder import TextEncoder, TextProjection, project_context
+from ..ops.step import THRESHOLD_V10
+from ..sampling.schedule import make_schedule_v11, posterior_tables_v10
+from ..stages.decoding import decode
+from ..stages.interpolation import SKIP_FRAMES, interpolate
+from ..stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
+from ..stages.run import Run, Text
 
 FORWARD_LIMIT = 1e-5
 TABLE_LIMIT = 1e-6

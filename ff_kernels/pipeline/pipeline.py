@@ -10,27 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoints.loading import Loaded, load_contents, load_projection
+from ..checkpoints.folder import ModelFiles, find_models
+from ..checkpoints.folding import Parity, require_parity
+from ..checkpoints.loading import Loaded, load_contents, load_projection
+from ..errors import CheckpointError, InputError
+from ..media.pictures import fit_as_released, fit_covering
+from ..models.masked_unet import GROUP_FRAMES
+from ..models.text_encoder import project_context
+from ..models.unet import UNet
+from ..runtime.budget import fits, free_bytes, step_bytes
+from ..runtime.clock import Clock, Progress
+from ..runtime.graph import CudaCapture, Graphs
+from ..runtime.parking import park
+from ..sampling.noise import KEYFRAMES, PICTURE, SeededNoise, pass_stream, stage_seeds
+from ..sampling.samplers import Callback
+from ..stages.decoding import blend_overlap, decode_chunks
+from ..stages.interpolation import GAP_STAGES, SKIP_FRAMES
+from ..stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
+from ..stages.run import Run, Text
+from ..stages.tokenizer import MAX_TOKENS, Tokenizer
 from .clip import Clip, LatentClip
-from .errors import CheckpointError, InputError
-from .folding import Parity, require_parity
-from .media.pictures import fit_as_released, fit_covering
-from .model_files import ModelFiles, find_models
-from .models.masked_unet import GROUP_FRAMES
-from .models.text_encoder import project_context
-from .models.unet import UNet
-from .runtime.budget import fits, free_bytes, step_bytes
-from .runtime.clock import Clock, Progress
-from .runtime.graph import CudaCapture, Graphs
-from .runtime.parking import park
-from .sampling.noise import KEYFRAMES, PICTURE, SeededNoise, pass_stream, stage_seeds
-from .sampling.samplers import Callback
+from .inputs import refuse_inputs
 from .settings import DEFAULT_STEPS, LEVELS, Settings, resolve_settings
-from .stages.decoding import blend_overlap, decode_chunks
-from .stages.interpolation import GAP_STAGES, SKIP_FRAMES
-from .stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
-from .stages.run import Run, Text
-from .stages.tokenizer import MAX_TOKENS, Tokenizer
 
 
 class Pipeline:
@@ -436,26 +437,9 @@ class Pipeline:
     def check_inputs(self, negative: str | None, *, has_picture: bool, passes: int, decoder: str | None) -> None:
         """Refuse what this release does not take, and look for the files that a clip needs; nothing is loaded.
 
-        Args:
-            negative: negative prompt, if there is one.
-            has_picture: whether there is a picture to start from.
-            passes: interpolation passes, 0 .. 2.
-            decoder: see ``sample``.
-
-        Raises:
-            InputError: for an input of the other release.
-            CheckpointError: if a file is missing.
+        Arguments and errors are those of ``sample``; ``passes`` is the number of interpolation passes.
         """
-        if self.family == "1.0" and has_picture:
-            raise InputError(
-                "expected no start picture for release 1.0, which reads text only, got one: leave it out "
-                "or use release 1.1"
-            )
-        if self.family == "1.1" and negative:
-            raise InputError(
-                "expected no negative prompt for release 1.1, which was not trained to read one, got one: "
-                "leave it out or use release 1.0"
-            )
+        refuse_inputs(self.family, negative=negative, has_picture=has_picture)
         needed = ["text_encoder", "keyframe", decoder or self.decoder_stage] + ([self.gap_stage] if passes else [])
         needed += ["movq"] if self.family == "1.1" and not has_picture else []
         for stage in needed:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from support.tiny import draw
 from torch import nn
 
-from fusionframes.ff_kernels import folding
-from fusionframes.ff_kernels.folding import fold
+from fusionframes.ff_kernels.checkpoints import folding
+from fusionframes.ff_kernels.checkpoints.folding import fold
 from fusionframes.ff_kernels.models.configs import MoVQConfig, UNetConfig
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
 from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet, keyframe_positions

@@ -12,12 +12,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
-from .models.blocks import Attention, AttentionBlock, ConvBlock
-from .models.layers import is_pointwise
-from .models.movq import Upsample
-from .models.temporal_blocks import MergingConvBlockV10, TemporalSelfAttention
-from .ops import nearest_conv, nearest_kernels, residual_conv, temporal_conv_class, winograd_conv, winograd_taps
+from ..errors import InputError
+from ..models.blocks import Attention, AttentionBlock, ConvBlock
+from ..models.layers import is_pointwise
+from ..models.movq import Upsample
+from ..models.temporal_blocks import MergingConvBlockV10, TemporalSelfAttention
+from ..ops import nearest_conv, nearest_kernels, residual_conv, temporal_conv_class, winograd_conv, winograd_taps
 
 # "strict" keeps every layer as released; "fast" folds. Tables of a run hold what the release's own linear layers give,
 # in the dtype of the weights, so that nothing else is rounded on either path.

@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 from support.tiny import INTERPOLATION_V10, KEYFRAME_V10, draw, unet
 
 from fusionframes.ff_kernels.bench.precision import PLAIN, Precision
-from fusionframes.ff_kernels.bench.reference_movq import decode_chunk, decode_frames
-from fusionframes.ff_kernels.bench.reference_unet import (
+from fusionframes.ff_kernels.bench.released_movq import decode_chunk, decode_frames
+from fusionframes.ff_kernels.bench.released_unet import (
     Texts,
     interpolation_forward,
     interpolation_step,
@@ -18,8 +18,8 @@ from fusionframes.ff_kernels.models.configs import MoVQConfig, UNetConfig
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
 from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet
 from fusionframes.ff_kernels.models.movq import MoVQ
-from fusionframes.ff_kernels.reference import FORWARD_LIMIT, fill_weights
-from fusionframes.ff_kernels.verify import relative_error
+from fusionframes.ff_kernels.verify.checks import FORWARD_LIMIT, fill_weights
+from fusionframes.ff_kernels.verify.run import relative_error
 
 
 def read(golden, name):

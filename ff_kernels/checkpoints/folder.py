@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoints.detection import NAMES, WHERE, Kind, detect, places
-from .checkpoints.reading import INDEX_SUFFIX, SUFFIXES, Contents, read_contents, shard_names
-from .errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError
+from .detection import NAMES, WHERE, Kind, detect, places
+from .reading import INDEX_SUFFIX, SUFFIXES, Contents, read_contents, shard_names
 
 TOKENIZER_NAME = "spiece.model"
 

@@ -11,12 +11,12 @@ import av
 import pytest
 from PIL import Image
 
-from fusionframes.ff_kernels import cli
-from fusionframes.ff_kernels.cli import main
+from fusionframes.ff_kernels.cli import main as cli
+from fusionframes.ff_kernels.cli.main import main
 from fusionframes.ff_kernels.demo import WEIGHTS
 from fusionframes.ff_kernels.demo.model import demo_pipeline
 from fusionframes.ff_kernels.media import video
-from fusionframes.ff_kernels.settings import Settings
+from fusionframes.ff_kernels.pipeline.settings import Settings
 
 PROMPT = "a large purple triangle moves up on a white background"
 QUICK = ["--steps", "2", "--fps", "low"]
@@ -234,6 +234,6 @@ def test_no_command_is_one_sentence(capsys):
 
 
 def test_module_and_script_start_without_torch_until_needed():
-    code = "import sys; import fusionframes.ff_kernels.cli as c; c.build_parser(); print('torch' in sys.modules)"
+    code = "import sys; import fusionframes.ff_kernels.cli.main as c; c.build_parser(); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "False"

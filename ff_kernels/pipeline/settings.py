@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from .errors import InputError
+from ..errors import InputError
 
 # Sampling steps of both releases for pictures and keyframes.
 DEFAULT_STEPS = 50
