@@ -54,8 +54,8 @@ class Failure:
 
     @property
     def signature(self) -> tuple[str, str]:
-        """Equal for failures of one cause: what differs from row to row, names and numbers, is taken out."""
-        return self.kind, re.sub(r"'[^']*'|\d+", "", "" if self.kind == LOST else self.message)
+        """Equal for failures of one cause: what differs from row to row, quoted names and digits, is out."""
+        return self.kind, re.sub(r"'[^']*'|\w*\d\w*", "", "" if self.kind == LOST else self.message)
 
 
 @dataclass

@@ -12,9 +12,10 @@ from ..errors import InputError, OutputError
 from .driver import Driver
 from .engine import ModelOptions, engine_factory, open_pipeline
 from .events import Events, Tally, Watch
-from .jobs import Job, Plan, RowDefaults, make_plan
+from .jobs import Job, Plan, RowDefaults
 from .ledger import Ledger
 from .manifest import write_manifest
+from .planning import make_plan
 from .processes import Pool, ProcessPool
 from .ray_pool import RayPool, connect, count_gpus
 from .rows import read_rows
