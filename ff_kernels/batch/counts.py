@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,13 +101,9 @@ def _count(pipeline: Pipeline, stage: str, run: Callable[[Text, Callable], objec
             return done == last
 
         def function() -> None:
-            with KnownValues():
+            with KnownValues(), suppress(Stopped):
                 context = torch.zeros(1, TOKENS, config.context_dim, dtype=pipeline.dtype, device="meta")
-                text = Text.of(context, torch.ones(1, TOKENS, dtype=torch.long, device="meta"))
-                try:
-                    run(text, step)
-                except Stopped:
-                    return
+                run(Text.of(context, torch.ones(1, TOKENS, dtype=torch.long, device="meta")), step)
 
         return function
 
