@@ -55,13 +55,13 @@ def count_clip(pipeline: Pipeline, settings: Settings) -> list[StageCount]:
     """
     # Nobody can say here what a device has left, so branches count as stacked.
     settings = replace(settings, is_stacked=True if settings.is_stacked is None else settings.is_stacked)
-    movq = pipeline.models.require(pipeline.decoder_stage)[1].config
+    movq = pipeline.models.require(pipeline.release.decoder)[1].config
     size = settings.height // movq.factor, settings.width // movq.factor
     latents = movq.z_channels
     passes, _ = LEVELS[settings.fps]
     counts = []
     first_frame = None
-    if pipeline.family == "1.1":
+    if pipeline.release.reads_image:
         first_frame = torch.zeros(1, latents, *size, device="meta")
         counts.append(_count(pipeline, "first frame", lambda text, step: pipeline.sample_picture(text, settings, step)))
     counts.append(
@@ -70,7 +70,7 @@ def count_clip(pipeline: Pipeline, settings: Settings) -> list[StageCount]:
             lambda text, step: pipeline.sample_keyframes(text, settings, first_frame=first_frame, callback=step),
         )
     )  # fmt: skip
-    frames = settings.num_frames
+    frames = settings.keyframes
     for i in range(passes):
         given = torch.zeros(1, frames, latents, *size, device="meta")
 
@@ -79,12 +79,12 @@ def count_clip(pipeline: Pipeline, settings: Settings) -> list[StageCount]:
 
         counts.append(_count(pipeline, f"interpolation {i + 1}", run))
         frames = 4 * frames - 3
-    network = pipeline.network(pipeline.decoder_stage).network
+    network = pipeline.network(pipeline.release.decoder).network
     given = torch.zeros(frames, latents, *size, device="meta")
 
     def decode() -> None:
         with torch.inference_mode():
-            for _ in decode_chunks(network, given, shared_map=pipeline.family == "1.1"):
+            for _ in decode_chunks(network, given, shared_map=pipeline.release.shares_map):
                 pass
 
     counts.append(_stage("decoding", record(decode, network), None, 1))
@@ -169,7 +169,7 @@ def plan_lines(plan: Plan, output: Path, model: ModelOptions) -> Iterator[str]:
 
 
 def _frames(settings: Settings) -> int:
-    frames = settings.num_frames
+    frames = settings.keyframes
     for _ in range(LEVELS[settings.fps][0]):
         frames = 4 * frames - 3
     return frames

@@ -21,7 +21,8 @@ from ..files import atomic_path
 from ..media.pictures import read_image
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.writing import write_clip
-from ..runtime.budget import RESERVE_BYTES
+from ..runtime.budget import fits
+from ..runtime.devices import DTYPES, choose_device, choose_dtype, empty_cache, free_bytes, name_of
 from ..stages.run import Text
 from .fingerprints import file_digest
 from .jobs import Job
@@ -35,8 +36,8 @@ class ModelOptions:
 
     Attributes:
         model: folder of weights; None is the demo model.
-        device: torch device; None is CUDA where the worker has one, else the processor.
-        dtype: name of the dtype of the U-Nets; None is float16 on CUDA, else float32.
+        device: torch device; None is the best that the worker's machine has.
+        dtype: name of the dtype of the U-Nets; None is float16 on a card that computes in it, else float32.
         parity: "strict" or "fast", see ``Pipeline``.
         keeps_networks: keep every network of a clip loaded; None does where the device has room for all of them.
         uses_graphs: see ``Pipeline``.
@@ -51,39 +52,28 @@ class ModelOptions:
     uses_graphs: bool = True
     threads: int | None = None
 
-    @property
-    def device_name(self) -> str:
-        """The device asked for, or the best that this process has."""
-        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
-    @property
-    def dtype_name(self) -> str:
-        """The dtype asked for, or that of the device."""
-        return self.dtype or ("float16" if self.device_name.startswith("cuda") else "float32")
-
-
-def open_pipeline(options: ModelOptions, **changed: Any) -> Pipeline:
+def open_pipeline(options: ModelOptions, device: str | None = None) -> Pipeline:
     """Open the model of a batch; no network is loaded yet.
 
     Args:
         options: see ``ModelOptions``.
-        **changed: options of ``Pipeline`` that differ, such as ``device``.
+        device: another device than the workers', which are elsewhere: for planning.
 
     Raises:
-        InputError: if the folder or the dtype does not exist.
+        InputError: if the folder, the device or the dtype does not exist.
         CheckpointError: if a file is damaged or missing.
     """
+    chosen = choose_device(options.device) if device is None else torch.device(device)
+    is_named = device is not None and options.dtype in DTYPES
     choices = {
-        "device": options.device_name,
-        "dtype": getattr(torch, options.dtype_name),
+        "device": chosen,
+        "dtype": DTYPES[options.dtype] if is_named else choose_dtype(chosen, options.dtype),
         "keeps_networks": options.keeps_networks is not False,
         "parity": options.parity,
         "uses_graphs": options.uses_graphs,
-        **changed,
     }
-    if options.model is None:
-        return demo_pipeline(**choices)
-    return Pipeline.from_folder(options.model, **choices)
+    return demo_pipeline(**choices) if options.model is None else Pipeline.from_folder(options.model, **choices)
 
 
 def clip_bytes(pipeline: Pipeline) -> int:
@@ -134,20 +124,19 @@ class ClipEngine:
     def _opened(self, kind: str) -> Pipeline:
         """Return the pipeline for a kind of task; that of the other kind leaves the device first."""
         if self._kind != kind:
-            self._pipeline = None
-            gc.collect()
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
+            if self._pipeline is not None:
+                device, self._pipeline = self._pipeline.device, None
+                gc.collect()
+                empty_cache(device)
             self._pipeline = open_pipeline(self._options)
-            self._pipeline.keeps_networks = kind == TEXT or self._keeps(self._pipeline)
+            self._pipeline.networks.keeps_all = kind == TEXT or self._keeps(self._pipeline)
             self._kind = kind
         return self._pipeline
 
     def _keeps(self, pipeline: Pipeline) -> bool:
-        if self._options.keeps_networks is not None or pipeline.device.type != "cuda":
-            return self._options.keeps_networks is not False
-        free, _ = torch.cuda.mem_get_info(pipeline.device)
-        return clip_bytes(pipeline) + RESERVE_BYTES <= free
+        if self._options.keeps_networks is not None:
+            return self._options.keeps_networks
+        return fits(clip_bytes(pipeline), free_bytes(pipeline.device))
 
     def _encode(self, pipeline: Pipeline, job: Job) -> dict[str, Any]:
         path = self._ledger.context(job.text_key)
@@ -191,7 +180,7 @@ class ClipEngine:
             "made_of": dict(job.origin),
             "engine": __version__,
             "worker": self._name,
-            "device": _device_title(pipeline.device),
+            "device": name_of(pipeline.device),
             "threads": torch.get_num_threads(),
             **({"warnings": said} if said else {}),
         }
@@ -232,7 +221,3 @@ def _said() -> Iterator[list[str]]:
         warnings.simplefilter("default", UserWarning)
         yield said
     said += [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
-
-
-def _device_title(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -45,7 +45,7 @@ class _Planner:
         files = pipeline.models.files
         self._weights = {stage: weights_fingerprint(contents) for stage, (contents, _) in files.items()}
         self._weights["tokenizer"] = file_digest(pipeline.models.tokenizer)[:KEY_DIGITS]
-        self._how = {"dtype": str(pipeline.dtype).removeprefix("torch."), "parity": pipeline.parity}
+        self._how = {"dtype": str(pipeline.dtype).removeprefix("torch."), "parity": pipeline.networks.parity}
         self._pictures: dict[Path, str] = {}
 
     def job(self, row: Row) -> Job:
@@ -72,16 +72,16 @@ class _Planner:
         }
         if "projection" not in text["weights"]:
             text["weights"]["keyframe"] = self._weights["keyframe"]
-        used = {"text_encoder", "projection", "tokenizer", "keyframe", decoder or pipeline.decoder_stage}
+        used = {"text_encoder", "projection", "tokenizer", "keyframe", decoder or pipeline.release.decoder}
         used |= {pipeline.gap_stage} if passes else set()
         # Release 1.1 encodes its first frame, given or drawn.
-        used |= {"movq", "video_movq"} if pipeline.family == "1.1" else set()
+        used |= {"movq", "video_movq"} if pipeline.release.reads_image else set()
         origin = {
             "sampler": SAMPLER_VERSION,
             "prompt": row.prompt,
             "negative": negative,
             "image": picture,
-            "decoder": decoder or pipeline.decoder_stage,
+            "decoder": decoder or pipeline.release.decoder,
             "settings": drawn_settings(settings),
             "weights": {stage: digest for stage, digest in self._weights.items() if stage in used},
             **self._how,

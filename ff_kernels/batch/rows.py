@@ -20,7 +20,7 @@ SETTINGS = tuple(f.name for f in fields(Settings))
 # What else people call our columns. An unknown column travels into the record, so one of these would silently not act.
 MISTAKEN = {
     "text": "prompt", "caption": "prompt", "negative_prompt": "negative", "picture": "image", "image_path": "image",
-    "guidance": "guidance_scale", "keyframes": "num_frames", "motion": "motion_score", "mend": "is_mended",
+    "guidance": "guidance_scale", "num_frames": "keyframes", "motion": "motion_score", "mend": "is_mended",
 }  # fmt: skip
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 

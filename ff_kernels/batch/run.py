@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError, OutputError
+from ..runtime.devices import choose_device, choose_dtype, count_devices
 from .driver import Driver
 from .engine import ModelOptions, engine_factory, open_pipeline
 from .events import Events, Tally, Watch
@@ -78,7 +79,8 @@ def plan_batch(prompts: str | Path, model: ModelOptions, defaults: RowDefaults) 
         CheckpointError: if a weights file is damaged.
     """
     # The dtype belongs to the key of a clip, the device does not.
-    return make_plan(read_rows(prompts), open_pipeline(model, device="cpu"), defaults)
+    dtype = model.dtype or _name(choose_dtype(choose_device(model.device)))
+    return make_plan(read_rows(prompts), open_pipeline(replace(model, dtype=dtype), device="cpu"), defaults)
 
 
 def run_batch(
@@ -190,16 +192,25 @@ def _drive(driver: Driver, todo: Sequence[Job], ledger: Ledger, count: int, tall
 
 def _settled(model: ModelOptions, workers: WorkerOptions, ray: object | None) -> tuple[ModelOptions, int]:
     """Return the model's options with device, dtype and threads decided for all workers, and their number."""
-    gpus = torch.cuda.device_count() if ray is None else count_gpus(ray)
-    device = model.device or ("cuda" if gpus else "cpu")
-    on_gpus = device.startswith("cuda")
-    if on_gpus and not gpus:
-        raise InputError(f"expected a GPU for the device '{device}', found none: take cpu")
-    count = workers.count or (gpus if device == "cuda" else 1)
+    if ray is None:
+        device = str(choose_device(model.device))
+        dtype = _name(choose_dtype(choose_device(device), model.dtype))
+        count = workers.count or (1 if ":" in device else count_devices(device))
+    else:
+        gpus = count_gpus(ray)
+        device = model.device or ("cuda" if gpus else "cpu")
+        if device == "cuda" and not gpus:
+            raise InputError("expected GPUs in the Ray cluster for the device 'cuda', found none: take cpu")
+        # Each machine may say otherwise of itself, but the keys of the clips must not.
+        dtype = model.dtype or ("float16" if device == "cuda" else "float32")
+        count = workers.count or max(1, gpus if device == "cuda" else 1)
     if count < 1:
         raise InputError(f"expected at least one worker, got {count}: ask for more")
-    dtype = model.dtype or ("float16" if on_gpus else "float32")
     return replace(model, device=device, dtype=dtype, threads=_threads(model, workers)), count
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _threads(model: ModelOptions, workers: WorkerOptions) -> int:
@@ -211,9 +222,9 @@ def _pool(model: ModelOptions, workers: WorkerOptions, ledger: Ledger, count: in
     if ray is not None:
         factory = workers.engine or engine_factory(model, folder)
         return RayPool(ray, factory, ledger, model.threads, gpus=1 if model.device == "cuda" else 0)
-    devices = [model.device]
-    if model.device == "cuda" and count > 1:
-        devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    # A device without a number stands for all of its type.
+    is_one = model.device == "cpu" or ":" in model.device
+    devices = [model.device] if is_one else [f"{model.device}:{i}" for i in range(count_devices(model.device))]
     factories = [
         workers.engine or engine_factory(replace(model, device=devices[i % len(devices)]), folder) for i in range(count)
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .options import add_clip_options, clip_settings, usable_device
+from .generate import add_clip_options, clip_settings
 
 if TYPE_CHECKING:
     from ..batch.events import Tally
@@ -19,8 +19,9 @@ EXIT_INTERRUPTED = 130
 _TERMINAL_SECONDS, _LOG_SECONDS = 0.2, 30.0
 
 
-def add_batch(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
+def add_batch(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser("batch", help="make the videos of a file of prompts, with any number of workers")
     parser.add_argument(
         "prompts",
         type=Path,
@@ -104,11 +105,12 @@ def run_batch_command(options: argparse.Namespace) -> int:
 
 def _model_options(options: argparse.Namespace) -> Any:
     from ..batch.engine import ModelOptions
+    from ..runtime.devices import choose_device
 
     # Where a cluster does the work, its machines decide; here a wrong name shall not wait for a worker to say so.
     device = options.device or _local_rank_device()
     if options.ray is None and device is not None:
-        usable_device(device)
+        choose_device(device)
     return ModelOptions(
         model=options.model,
         device=device,

@@ -24,7 +24,7 @@ from fusionframes.ff_kernels.demo.model import demo_pipeline
 from fusionframes.ff_kernels.pipeline.writing import write_clip
 
 DRIVER = Path(__file__).parents[1] / "support" / "batch_driver.py"
-QUICK = {"fps": "low", "width": 16, "height": 16, "steps": 1, "num_frames": 2}
+QUICK = {"fps": "low", "width": 16, "height": 16, "steps": 1, "keyframes": 2}
 # No clip of these rows is as small.
 FILE_BYTES = 1_500
 MODEL = ModelOptions(device="cpu", dtype="float32", threads=torch.get_num_threads())
@@ -34,7 +34,7 @@ def write_prompts(folder: Path) -> Path:
     """Write 61 good rows in three kinds, one of them twice, one whose prompt kills and one with a broken picture."""
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     colours, shapes = ("red", "blue", "green", "purple"), ("circle", "square", "triangle")
-    kinds = ({"num_frames": 1}, {"fps": "medium"}, {"negative": "a large blue square"})
+    kinds = ({"keyframes": 1}, {"fps": "medium"}, {"negative": "a large blue square"})
     rows = [
         {"prompt": f"a small {colours[i % 4]} {shapes[i % 3]} moves up", **QUICK, "seed": i,
          **(kinds[i // 4 % 3] if i % 4 == 0 else {})}
@@ -122,6 +122,6 @@ def test_nothing_is_lost_and_nothing_twice_whatever_happens_and_all_bytes_are_th
     for job in (good[0], good[1], good[4], good[8]):
         s = job.settings
         assert main(["generate", job.prompt, "-o", str(tmp_path / "g.mp4"), "--fps", s.fps, "--width", "16", "--height",
-                     "16", "--steps", "1", "--keyframes", str(s.num_frames), "--seed", str(s.seed), "--device", "cpu",
+                     "16", "--steps", "1", "--keyframes", str(s.keyframes), "--seed", str(s.seed), "--device", "cpu",
                      *(["--negative", job.negative] if job.negative else [])]) == 0  # fmt: skip
         assert (tmp_path / "g.mp4").read_bytes() == ledger.video(job.key).read_bytes()

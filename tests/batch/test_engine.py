@@ -18,7 +18,7 @@ from fusionframes.ff_kernels.media.pictures import read_image
 from fusionframes.ff_kernels.pipeline.settings import Settings
 from fusionframes.ff_kernels.pipeline.writing import write_clip
 
-TINY = Settings(fps="medium", width=64, height=64, steps=1, num_frames=2)
+TINY = Settings(fps="medium", width=64, height=64, steps=1, keyframes=2)
 
 
 def model_of(folder: Path, family: str) -> ModelOptions:
@@ -73,9 +73,9 @@ def test_text_encoder_leaves_before_the_unets_come_and_encoding_loads_no_unet(tm
     (ledger.folder / "work").mkdir()
     engine = ClipEngine(model, ledger, "w", ledger.folder / "work")
     engine.do(Task(TEXT, job.text_key, (job,)), lambda *_: None)
-    assert set(engine._pipeline._networks) == {"text_encoder"}
+    assert set(engine._pipeline.networks.loaded) == {"text_encoder"}
     engine.do(Task(CLIP, job.key, (job,)), lambda *_: None)
-    assert set(engine._pipeline._networks) == {"keyframe", "interpolation", "movq"}
+    assert set(engine._pipeline.networks.loaded) == {"keyframe", "interpolation", "movq"}
 
 
 def test_clip_whose_encoded_prompt_is_gone_says_so(tmp_path, model):
