@@ -224,7 +224,7 @@ class Pipeline:
             settings: resolved settings.
             negative: release 1.0: encoded negative prompts.
             first_frame: release 1.1: ``[B, 4, h, w]`` latents.
-            callback: see ``sample_ddpm``.
+            callback: see ``sample_latents``.
         """
         loaded = self.network("keyframe")
         branches = 2 if self.family == "1.0" else 3
@@ -306,7 +306,7 @@ class Pipeline:
             passes: how often to interpolate.
             first: number of the first pass, from 0: later passes see frames that are closer in time.
             text: the prompts, release 1.1.
-            callback: see ``sample_ddpm``.
+            callback: see ``sample_latents``.
         """
         stage = self.gap_stage
         loaded, null, keyframes = self.network(stage), self._null_embedding(stage), keyframes.to(self.device)

@@ -21,7 +21,7 @@ from .models.keyframe_unet import KeyframeUNet
 from .models.movq import MoVQ
 from .models.text_encoder import TextEncoder, TextProjection, project_context
 from .ops.step import THRESHOLD_V10
-from .sampling.schedule import make_schedule_v11, posterior_tables_v10
+from .sampling.schedule import alphas_cumprod_v11, make_schedule_v11, posterior_tables_v10
 from .stages import (
     SKIP_FRAMES,
     Run,
@@ -296,5 +296,5 @@ def check_pipeline_v11(case: dict[str, Any], t: dict[str, Tensor], how: How) -> 
         if f"{name}_timesteps" in t:
             schedule = make_schedule_v11(len(t[f"{name}_timesteps"]), spacing)
             outputs[f"{name}_timesteps"] = (schedule.timesteps, 0.0)
-            outputs[f"{name}_alphas_cumprod"] = (schedule.alphas_cumprod, TABLE_LIMIT)
+            outputs[f"{name}_alphas_cumprod"] = (alphas_cumprod_v11(), TABLE_LIMIT)
     return outputs | _interpolated(case, t, how, t["keyframes"], text) | _decoded(case, t, how, t["keyframes"])

@@ -25,9 +25,9 @@ from .sampling.noise import Noise
 from .sampling.samplers import (
     Callback,
     add_noise,
-    sample_ddpm,
+    sample_latents,
 )
-from .sampling.schedule import make_schedule_v10, make_schedule_v11
+from .sampling.schedule import alphas_cumprod_v11, make_schedule_v10, make_schedule_v11
 
 # Frames between two input frames, at the full rate, in the first and the second interpolation pass.
 SKIP_FRAMES = (3, 1)
@@ -181,7 +181,7 @@ def sample_keyframes_v10(
     )
     x = run.noise.normal((clips * num_frames, unet.config.latent_channels, *size)).to(device)
     weights = text_weights(guidance_scale)
-    x = sample_ddpm(predict, x, schedule, run.noise, weights=weights, clip="quantile", callback=run.callback)
+    x = sample_latents(predict, x, schedule, run.noise, weights=weights, clip="quantile", callback=run.callback)
     return x.unflatten(0, (clips, num_frames))
 
 
@@ -218,7 +218,7 @@ def sample_picture_v11(
         run,
     )
     x = run.noise.normal((clips, unet.config.latent_channels, *size)).to(device)
-    return sample_ddpm(predict, x, schedule, run.noise, weights=text_weights(guidance_scale), callback=run.callback)
+    return sample_latents(predict, x, schedule, run.noise, weights=text_weights(guidance_scale), callback=run.callback)
 
 
 def sample_keyframes_v11(
@@ -264,7 +264,7 @@ def sample_keyframes_v11(
     x = run.noise.normal((clips * num_frames, channels, height, width)).to(device)
     # Release 1.1: torch.rand_like where normal noise was meant (golden v11_pipeline); uniform_noise=False mends it.
     draw = run.noise.uniform if uniform_noise else run.noise.normal
-    noisy = add_noise(first_frame.to(x), draw(first_frame.shape).to(x), schedule, noise_level)
+    noisy = add_noise(first_frame.to(x), draw(first_frame.shape).to(x), alphas_cumprod_v11(), noise_level)
     condition = x.new_zeros(clips, num_frames, channels + 1, height, width)
     condition[:, 0, :channels] = noisy
     condition[:, 0, channels] = 1
@@ -294,7 +294,7 @@ def sample_keyframes_v11(
         run,
     )
     weights = text_image_weights(guidance_scale, image_guidance)
-    x = sample_ddpm(predict, x, schedule, run.noise, weights=weights, callback=run.callback)
+    x = sample_latents(predict, x, schedule, run.noise, weights=weights, callback=run.callback)
     return x.unflatten(0, (clips, num_frames))
 
 
@@ -368,7 +368,9 @@ def interpolate(
     )
     x = run.noise.normal((clips * gaps, unet.config.out_channels, *keyframes.shape[-2:])).to(left)
     weights = text_weights(guidance_scale)
-    x = sample_ddpm(predict, x, schedule, run.noise, weights=weights, predicted="v", clip=clip, callback=run.callback)
+    x = sample_latents(
+        predict, x, schedule, run.noise, weights=weights, predicted="v", clip=clip, callback=run.callback
+    )
     return join_gaps(keyframes, x)
 
 
@@ -427,7 +429,7 @@ def interpolate_masked(
     )
     x = run.noise.normal((len(shown), unet.config.out_channels, *keyframes.shape[-2:])).to(shown)
     weights = text_weights(_default(guidance_scale, 0.25))
-    x = sample_ddpm(
+    x = sample_latents(
         predict, x, schedule, run.noise, weights=weights, predicted="v", clip="quantile", callback=run.callback
     )
     return join_gaps(keyframes, inner_frames(x))

@@ -202,7 +202,7 @@ def test_interpolate_masked_with_a_network_that_knows_v_gives_the_frames_it_know
             assert mask[:10, 0].mean(dim=(1, 2)).tolist() == [1, 0, 0, 0, 1] * 2
             assert not x[10:, 4:].any()
             clean = groups.repeat(2, 1, 1, 1)
-            signal, noise = schedule.signal[step], schedule.noise[step]
+            signal, noise = schedule.coefficients.signal[step], schedule.coefficients.noise[step]
             return signal * (noisy - signal * clean) / noise - noise * clean
 
     out = interpolate_masked(Knowing(), truth[:, ::4], None, NULL, Run(SeededNoise([1])), skip_frames=1, steps=6)

@@ -120,7 +120,7 @@ def draw_captions_at_steps(
 def noise_levels(steps: int) -> tuple[Tensor, Tensor]:
     """Return timesteps and cumulative alphas of a run, ``[steps]`` each, the noisiest first."""
     schedule = make_schedule_v10(steps)
-    return schedule.timesteps, schedule.signal.square()
+    return schedule.timesteps, schedule.coefficients.signal.square()
 
 
 def draw_noise_levels(rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,11 @@ from .attention import attend, attend_over_time
 from .conv import nearest_conv, nearest_kernels, residual_conv, winograd_conv, winograd_taps
 from .linear import linear
 from .norm import group_norm_mod, spatial_norm_act
-from .step import sample_step
+from .step import Coefficients, sample_step
 from .temporal_conv import temporal_conv_class
 
 __all__ = [
+    "Coefficients",
     "attend",
     "attend_over_time",
     "group_norm_mod",

@@ -9,7 +9,7 @@ from ...ff_kernels.errors import InputError
 from ...ff_kernels.ops.eager.step import mix_branches
 from ...ff_kernels.sampling.guidance import text_image_weights
 from ...ff_kernels.sampling.noise import KEYFRAMES, PICTURE, SeededNoise, stage_seeds
-from ...ff_kernels.sampling.samplers import sample_ddpm
+from ...ff_kernels.sampling.samplers import sample_latents
 from ...ff_kernels.sampling.schedule import make_schedule_from_sigmas
 from .._compat import KSAMPLER, CFGGuider, calc_cond_batch
 from .latent import FIRST_FRAME, NO_FIRST_FRAME, Conditioning, with_values, without_values
@@ -141,7 +141,7 @@ def _sample(
             callback({"x": shown, "i": step - 1, "sigma": sigma, "sigma_hat": sigma, "denoised": shown})
 
     frames = (x / scales[0]).transpose(1, 2).flatten(0, 1)
-    frames = sample_ddpm(
+    frames = sample_latents(
         predict,
         frames,
         schedule,

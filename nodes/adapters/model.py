@@ -17,10 +17,11 @@ from ...ff_kernels.models.masked_unet import MaskedUNet
 from ...ff_kernels.models.unet import UNet
 from ...ff_kernels.ops.eager.step import clip_to_quantile, clip_to_range
 from ...ff_kernels.ops.step import THRESHOLD_V10
+from ...ff_kernels.sampling.levels import trained_levels
 from ...ff_kernels.sampling.noise import KEYFRAMES, SeededNoise, stage_seeds
 from ...ff_kernels.sampling.samplers import add_noise
-from ...ff_kernels.sampling.schedule import make_schedule_v11, told_sigmas
-from ...ff_kernels.settings import Settings
+from ...ff_kernels.sampling.schedule import TRAIN_STEPS, alphas_cumprod_v11
+from ...ff_kernels.settings import DEFAULT_STEPS, Settings
 from .._compat import (
     EPS,
     ON_CLEANUP,
@@ -48,6 +49,8 @@ from .text import context_of
 # Core multiplies it with latent positions to guess what to free. Not measured on a GPU yet: half more than core's
 # default of 2, because activations are wide before the first halving.
 MEMORY_USAGE_FACTOR = 3.0
+# Core's samplers tell the times that the release's own run of 50 steps tells.
+RELEASED_OFFSET = TRAIN_STEPS // DEFAULT_STEPS
 DEFAULT_MOTION_SCORE = Settings.motion_score
 DEFAULT_NOISE_LEVEL = Settings.noise_level
 
@@ -152,7 +155,7 @@ class KeyframeSampling(ModelSamplingDiscrete, EPS):
 
     def __init__(self, family: str) -> None:
         torch.nn.Module.__init__(self)
-        sigmas = told_sigmas(family)
+        sigmas = trained_levels(family, RELEASED_OFFSET).sigmas
         self.sigma_data, self.num_timesteps = 1.0, len(sigmas)
         self.set_sigmas(sigmas)
 
@@ -221,7 +224,7 @@ class CoreModel(BaseModel):
             source.normal((clips * T, channels, height, width))
             frame = frame.to(noise).expand(clips, -1, -1, -1)
             drawn = source.uniform(frame.shape).to(noise)
-            condition[:, :channels, 0] = add_noise(frame, drawn, make_schedule_v11(50, "leading"), level)
+            condition[:, :channels, 0] = add_noise(frame, drawn, alphas_cumprod_v11(), level)
             condition[:, channels, 0] = 1
         numbers = {"noise_level": level, "motion_score": score}
         rows = {key: CONDRegular(torch.tensor([value])) for key, value in numbers.items()}
