@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..models.masked_unet import GROUP_FRAMES
 from ..models.movq import MoVQ
 from ..sampling.schedule import make_schedule_v10
-from ..tokenizer import Tokenizer
+from ..stages.tokenizer import Tokenizer
 from .scenes import (
     ATTRIBUTES,
     KEYFRAMES,

@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..frames_io import contact_sheet, write_image
-from ..model_files import find_models
-from ..pipeline import Pipeline
-from ..settings import LEVELS, Settings
+from ..checkpoints.folder import find_models
+from ..media.pictures import write_image
+from ..media.sheet import contact_sheet
+from ..pipeline.pipeline import Pipeline
+from ..pipeline.settings import LEVELS, Settings
 from . import WEIGHTS
 from .batches import HELD_OUT_SCENES, draw_clip
 from .measure import measure_scene, score

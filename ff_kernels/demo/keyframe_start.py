@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..tokenizer import Tokenizer
+from ..stages.tokenizer import Tokenizer
 from . import batches
 from .motion_codes import directions, write_motion
 from .noise_path import carry_noise, gate_estimate

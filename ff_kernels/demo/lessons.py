@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.movq import MoVQ
-from ..tokenizer import Tokenizer
+from ..stages.tokenizer import Tokenizer
 from . import batches
 from .batches import LatentClips
 from .scenes import (

@@ -16,30 +16,21 @@ from torch import Tensor, nn
 
 from ..checkpoints.conversion import write_checkpoint
 from ..checkpoints.detection import NULL_KEY, Kind
+from ..checkpoints.folder import TOKENIZER_NAME
 from ..errors import CheckpointError
-from ..frames_io import atomic_path
-from ..model_files import TOKENIZER_NAME
+from ..files import atomic_path
 from ..models.configs import LatentSpace
 from ..models.interpolation_unet import InterpolationUNet
 from ..models.keyframe_unet import KeyframeUNet
 from ..models.movq import MoVQ
 from ..models.text_encoder import TextEncoder, TextProjection
-from ..tokenizer import Tokenizer
+from ..stages.tokenizer import Tokenizer
 from . import batches, objectives, recipe
 from .contexts import spread_projection
 from .initial import initialise
 from .keyframe_start import start_keyframes
 from .latents import fit_latents_to_range
-from .lessons import (
-    FINISH,
-    FIRST,
-    Mix,
-    draw_keyframes_and_lessons,
-    draw_lessons,
-    encode_twins,
-    grown_at,
-    make_lessons,
-)
+from .lessons import FINISH, FIRST, Mix, draw_keyframes_and_lessons, draw_lessons, encode_twins, grown_at, make_lessons
 from .noise_path import hold_noise
 from .scenes import ATTRIBUTES, caption_corpus
 from .training import Course, Draw, Fit, fingerprint, train

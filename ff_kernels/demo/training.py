@@ -14,7 +14,7 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from ..errors import CheckpointError
-from ..frames_io import atomic_path
+from ..files import atomic_path
 
 SAVE_EVERY_S = 60.0
 

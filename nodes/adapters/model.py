@@ -17,11 +17,11 @@ from ...ff_kernels.models.masked_unet import MaskedUNet
 from ...ff_kernels.models.unet import UNet
 from ...ff_kernels.ops.eager.step import clip_to_quantile, clip_to_range
 from ...ff_kernels.ops.step import THRESHOLD_V10
+from ...ff_kernels.pipeline.settings import DEFAULT_STEPS, Settings
 from ...ff_kernels.sampling.levels import trained_levels
 from ...ff_kernels.sampling.noise import KEYFRAMES, SeededNoise, stage_seeds
 from ...ff_kernels.sampling.samplers import add_noise
 from ...ff_kernels.sampling.schedule import TRAIN_STEPS, alphas_cumprod_v11
-from ...ff_kernels.settings import DEFAULT_STEPS, Settings
 from .._compat import (
     EPS,
     ON_CLEANUP,

@@ -11,7 +11,7 @@ from fusionframes.ff_kernels.demo.compare import budgets, command, decoders, gap
 from fusionframes.ff_kernels.demo.objectives import FrozenEncoder
 from fusionframes.ff_kernels.demo.scenes import is_held_out
 from fusionframes.ff_kernels.models.configs import TEMPORAL_VARIANTS
-from fusionframes.ff_kernels.settings import Settings
+from fusionframes.ff_kernels.pipeline.settings import Settings
 
 TINY = 0.02
 

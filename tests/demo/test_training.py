@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from fusionframes.ff_kernels.checkpoints.folder import find_models
 from fusionframes.ff_kernels.demo import batches, objectives, recipe, stages
 from fusionframes.ff_kernels.demo.initial import initialise
 from fusionframes.ff_kernels.demo.latents import fit_latents_to_range
@@ -13,14 +14,13 @@ from fusionframes.ff_kernels.demo.scenes import is_held_out, reversed_scene
 from fusionframes.ff_kernels.demo.train import main
 from fusionframes.ff_kernels.demo.training import Course, Fit, fingerprint, learning_rate_at, train
 from fusionframes.ff_kernels.errors import CheckpointError
-from fusionframes.ff_kernels.model_files import find_models
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
 from fusionframes.ff_kernels.models.masked_unet import MaskedUNet
 from fusionframes.ff_kernels.models.movq import MoVQ
-from fusionframes.ff_kernels.pipeline import Pipeline
+from fusionframes.ff_kernels.pipeline.pipeline import Pipeline
+from fusionframes.ff_kernels.pipeline.settings import Settings
 from fusionframes.ff_kernels.sampling.gaps import join_gaps
-from fusionframes.ff_kernels.settings import Settings
-from fusionframes.ff_kernels.tokenizer import Tokenizer
+from fusionframes.ff_kernels.stages.tokenizer import Tokenizer
 
 
 @pytest.fixture(autouse=True)

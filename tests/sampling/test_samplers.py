@@ -8,11 +8,7 @@ from fusionframes.ff_kernels.ops.eager.step import clip_to_quantile, mix_branche
 from fusionframes.ff_kernels.ops.step import THRESHOLD_V10
 from fusionframes.ff_kernels.sampling.guidance import in_turn, text_image_weights, text_weights
 from fusionframes.ff_kernels.sampling.noise import SeededNoise
-from fusionframes.ff_kernels.sampling.samplers import (
-    Stopped,
-    add_noise,
-    sample_latents,
-)
+from fusionframes.ff_kernels.sampling.samplers import Stopped, add_noise, sample_latents
 from fusionframes.ff_kernels.sampling.schedule import alphas_cumprod_v11, make_schedule_v10, make_schedule_v11
 
 TARGET = draw(3, 4, 2, 2, seed=9).clamp(-1, 1)
@@ -39,7 +35,7 @@ def oracle(schedule, is_v):
     ],
     ids=["v10_eps", "v10_v", "v11_eps", "v11_v"],
 )
-def test_sample_ddpm_with_a_perfect_network_ends_at_the_sample(schedule, is_v):
+def test_sample_latents_with_a_perfect_network_ends_at_the_sample(schedule, is_v):
     out = sample_latents(
         oracle(schedule, is_v),
         draw(*TARGET.shape),
@@ -50,7 +46,7 @@ def test_sample_ddpm_with_a_perfect_network_ends_at_the_sample(schedule, is_v):
     assert torch.allclose(out, TARGET, atol=2e-3)
 
 
-def test_sample_ddpm_callback_sees_every_step_and_stops():
+def test_sample_latents_callback_sees_every_step_and_stops():
     schedule, seen = make_schedule_v10(6), []
 
     def run(stop_at):
@@ -126,7 +122,7 @@ def test_text_image_weights_sum_to_one(scale, image):
     assert torch.equal(mix(text_image_weights(1.0, 1.0), x, -x, 5 * x), x)
 
 
-def test_sample_ddpm_stacked_branches_and_branches_in_turn_agree():
+def test_sample_latents_stacked_branches_and_branches_in_turn_agree():
     schedule = make_schedule_v10(4)
     parts = [lambda x, step: 0.1 * x + step, lambda x, step: 0.2 * x]
     stacked = lambda x, step: torch.cat([part(x, step) for part in parts])  # noqa: E731

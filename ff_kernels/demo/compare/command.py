@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ...errors import FusionFramesError
-from ...frames_io import atomic_path
+from ...files import atomic_path
 from . import RESULTS, budgets, decoders, gaps, variants
 from .plots import draw_plots
 from .runs import Job, Workplace, finish

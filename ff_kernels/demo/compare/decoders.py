@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...decoding import decode
 from ...metrics.fidelity import fidelity_curves
 from ...metrics.lpips import load_lpips
 from ...models.configs import MOVQ, MoVQConfig
 from ...models.movq import MoVQ
+from ...stages.decoding import decode
 from .. import recipe
 from ..batches import SKIP_FRAMES, draw_clip, draw_windows, window_times
 from ..evaluate import held_out_scenes

@@ -16,8 +16,8 @@ from ...checkpoints.loading import load
 from ...metrics.fidelity import fidelity_curves
 from ...models.interpolation_unet import InterpolationUNet
 from ...models.masked_unet import MaskedUNet
-from ...pipeline import Pipeline
-from ...settings import Settings
+from ...pipeline.pipeline import Pipeline
+from ...pipeline.settings import Settings
 from .. import WEIGHTS, batches, recipe
 from ..evaluate import blend, interpolated_clips, true_clips
 from ..initial import initialise

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ...frames_io import write_image
+from ...media.pictures import write_image
 from ...metrics.plots import tick_labels, ticks
 from ..scenes import FULL_FRAMES, MEDIUM_FRAMES
 from . import decoders, gaps, variants

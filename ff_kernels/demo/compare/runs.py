@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ...checkpoints.detection import detect
+from ...checkpoints.folder import ModelFiles, find_models
 from ...checkpoints.loading import load
 from ...checkpoints.reading import read_contents
-from ...frames_io import atomic_path
-from ...model_files import ModelFiles, find_models
-from ...pipeline import Pipeline
+from ...files import atomic_path
+from ...pipeline.pipeline import Pipeline
 from .. import WEIGHTS
 from ..model import DEFAULTS
 from ..stages import Workshop

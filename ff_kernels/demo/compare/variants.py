@@ -10,14 +10,14 @@ from torch import Tensor
 from ...bench.sizes import is_temporal
 from ...checkpoints.conversion import write_checkpoint
 from ...checkpoints.detection import NULL_KEY, Kind
+from ...checkpoints.folder import TOKENIZER_NAME
 from ...checkpoints.loading import Loaded, load
 from ...metrics.consistency import NEIGHBOUR, PIXEL_FLICKER, WARPING, temporal_curves
-from ...model_files import TOKENIZER_NAME
 from ...models.configs import TEMPORAL_VARIANTS
 from ...models.keyframe_unet import KeyframeUNet
-from ...pipeline import Pipeline
-from ...settings import Settings
-from ...tokenizer import Tokenizer
+from ...pipeline.pipeline import Pipeline
+from ...pipeline.settings import Settings
+from ...stages.tokenizer import Tokenizer
 from .. import WEIGHTS, batches, recipe
 from ..evaluate import held_out_scenes, sample_clips, true_clips
 from ..initial import initialise
