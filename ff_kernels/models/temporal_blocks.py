@@ -219,7 +219,8 @@ def mix_in_time(x: Tensor, step: Step, mix: Callable[[Tensor], Tensor]) -> Tenso
 def merge_time(x: Tensor, mixed: Tensor, weight: Tensor, step: Step) -> Tensor:
     """Blend a spatial and a temporal result: ``(1 - a) * x + a * mixed`` with the trained scalar ``a``.
 
-    Source: releases 1.0 and 1.1; the paper prints ``spatial + alpha * temporal`` instead (paper.md, 1.12).
+    Source: releases 1.0 and 1.1; the paper prints ``spatial + alpha * temporal`` instead
+    (RELEASES.md, "Mixing over time").
     """
     weight = weight.to(x)
     if step.conditions.merge is not None:

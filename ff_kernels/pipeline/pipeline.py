@@ -18,8 +18,9 @@ from ..media.pictures import fit_as_released, fit_covering
 from ..models.masked_unet import GROUP_FRAMES
 from ..models.text_encoder import project_context
 from ..models.unet import UNet
-from ..runtime.budget import fits, free_bytes, step_bytes
+from ..runtime.budget import fits, step_bytes
 from ..runtime.clock import Clock, Progress
+from ..runtime.devices import free_bytes, wide_dtype
 from ..runtime.graph import CudaCapture, Graphs
 from ..runtime.parking import park
 from ..sampling.noise import KEYFRAMES, PICTURE, SeededNoise, pass_stream, stage_seeds
@@ -42,8 +43,8 @@ class Pipeline:
     Args:
         models: the opened files, see ``find_models``.
         device: where networks run.
-        dtype: dtype of the U-Nets; the text encoder takes bfloat16 where this is float16, which overflows at the
-            size of Flan-UL2, and MoVQ stays in float32 as release 1.1 has it.
+        dtype: dtype of the U-Nets; the text encoder takes bfloat16 (float32 on a device without) where this is float16,
+            which overflows at the size of Flan-UL2, and MoVQ stays in float32 as release 1.1 has it.
         keeps_networks: keep a stage's network after the stage; False frees it, for a small card.
         parity: "strict" keeps the networks as released, "fast" folds linear layer after linear layer, the same
             function up to rounding (``folding.fold``).
@@ -96,9 +97,7 @@ class Pipeline:
     def _dtype_of(self, stage: str) -> torch.dtype:
         if "movq" in stage:
             return torch.float32
-        if stage in ("text_encoder", "projection") and self.dtype == torch.float16:
-            return torch.bfloat16
-        return self.dtype
+        return wide_dtype(self.device, self.dtype) if stage in ("text_encoder", "projection") else self.dtype
 
     @property
     def decoder_stage(self) -> str:

@@ -1,0 +1,16 @@
+"""Which parameters train: the parts over time alone, as in the paper, or others by name."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+
+def is_temporal(name: str) -> bool:
+    """Whether a parameter of a U-Net belongs to the parts over time, the position embedding included."""
+    return "temporal" in name
+
+
+def freeze(objective: nn.Module, trains: Callable[[str], bool]) -> None:
+    """Leave only the parameters trainable whose names ``trains`` accepts, and that were trainable before."""
+    for name, parameter in objective.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and trains(name))

@@ -1,0 +1,204 @@
+"""The training loop: resumable, averaged weights, mixed precision by hand."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from tqdm import tqdm
+
+from ..errors import CheckpointError
+from ..files import atomic_path
+
+SAVE_EVERY_S = 60.0
+
+Draw = Callable[[np.random.Generator, int], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """A source of batches that changes over a training: ``at`` returns what draws them when a share 0..1 is done."""
+
+    at: Callable[[float], Draw]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: optimiser steps in all.
+        batch: clips (or frames, MoVQ) per step.
+        learning_rate: peak, after ``warmup`` steps.
+        ema_decay: decay of the running average of the weights, which is what is kept.
+        max_grad_norm: longer gradients are shortened to this.
+        slow: name prefix of parameters that learn at 0.3 of the rate.
+        cosine: whether the rate falls to zero on a cosine; a stage that another follows keeps it.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 1e-3
+    ema_decay: float = 0.998
+    max_grad_norm: float = 1.0
+    slow: str | None = None
+    cosine: bool = True
+
+
+def learning_rate_at(step: int, config: TrainConfig) -> float:
+    """Return the factor 0..1 on the peak learning rate: linear warm-up, then a cosine to zero if there is one."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    if not config.cosine:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, config.steps - config.warmup)))
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Return 16 hexadecimal digits that name these weights: any other name, shape or value gives others."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class _Training:
+    """An objective with its optimiser, averages and progress: everything that a state file holds."""
+
+    def __init__(self, objective: nn.Module, config: TrainConfig, dtype: torch.dtype) -> None:
+        self.objective, self.config, self.dtype = objective, config, dtype
+        self.weights = {k: p for k, p in objective.named_parameters() if p.requires_grad}
+        is_slow = {k: bool(config.slow) and k.startswith(config.slow) for k in self.weights}
+        groups = [
+            {"params": [p for k, p in self.weights.items() if is_slow[k] == slow], "share": share}
+            for slow, share in ((False, 1.0), (True, 0.3))
+            if not slow or any(is_slow.values())
+        ]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        )
+        self.averages = {k: p.detach().clone() for k, p in self.weights.items()}
+        self.step, self.seconds, self.loss = 0, 0.0, None
+
+    def state(self) -> dict[str, Any]:
+        """What resumes this training, in the layout of the state file."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "loss": self.loss,
+            "averages": self.averages,
+            "weights": {k: p.detach() for k, p in self.weights.items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    @torch.no_grad()
+    def resume(self, state: Mapping[str, Any]) -> None:
+        self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
+        self.averages.update(state["averages"])
+        for key, value in state["weights"].items():
+            self.weights[key].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def take_step(self, draw: Draw, seed: int) -> None:
+        """Draw a batch, move the weights and their averages; random numbers are seeded by the step alone."""
+        config, device = self.config, next(iter(self.weights.values())).device
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * learning_rate_at(self.step, config) * group["share"]
+        rng = np.random.default_rng([self.step, 7, seed])
+        batch = [t.to(device) for t in draw(rng, config.batch)]
+        torch.manual_seed(int(rng.integers(2**62)))
+        cast = {k: p.to(self.dtype) for k, p in self.objective.named_parameters()}
+        loss = functional_call(self.objective, cast, tuple(batch))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights.values(), config.max_grad_norm)
+        self.optimizer.step()
+        decay = min(config.ema_decay, (self.step + 1) / (self.step + 10))
+        with torch.no_grad():
+            moved = [p.detach() for p in self.weights.values()]
+            torch._foreach_lerp_(list(self.averages.values()), moved, 1 - decay)
+        self.step += 1
+        self.loss = loss.item() if self.loss is None else 0.99 * self.loss + 0.01 * loss.item()
+
+
+def train(
+    objective: nn.Module,
+    source: Draw | Curriculum,
+    config: TrainConfig,
+    checkpoint: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Train ``objective``, whose forward maps a batch to a scalar loss, and return its averaged weights.
+
+    The forward runs on weights cast to ``dtype`` while the optimiser keeps float32 weights; casting by hand
+    instead of autocast keeps the networks free of any precision policy.
+
+    Args:
+        objective: module in float32; parameters with ``requires_grad`` are trained.
+        source: ``(rng, batch) -> tensors`` in float32 on the CPU; ``rng`` and torch's own generator are seeded by
+            the step, so that a resumed run sees what an uninterrupted one would have seen. A curriculum gives
+            another at every step.
+        config: the recipe.
+        checkpoint: file that holds the state; an existing one is resumed.
+        device: where to train.
+        dtype: float32, or bfloat16 where the processor multiplies it faster.
+        seed: of the data and of the noise that the objective draws.
+
+    Returns:
+        Averaged float32 weights of the trained parameters by name, on the CPU.
+
+    Raises:
+        CheckpointError: if the state is of a training from other start weights, or of a longer one.
+    """
+    begun = fingerprint(objective.state_dict())
+    training = _Training(objective.to(device), config, dtype)
+    if checkpoint.exists():
+        training.resume(_read_state(checkpoint, begun, config, device))
+    clock = saved = time.monotonic()
+    bar = tqdm(range(training.step, config.steps), initial=training.step, total=config.steps, desc=checkpoint.stem,
+               mininterval=5)  # fmt: skip
+    for step in bar:
+        draw = source.at(step / config.steps) if isinstance(source, Curriculum) else source
+        training.take_step(draw, seed)
+        bar.set_postfix(loss=f"{training.loss:.4f}", refresh=False)
+        now = time.monotonic()
+        training.seconds, clock = training.seconds + now - clock, now
+        if now - saved > SAVE_EVERY_S:
+            _write_state(checkpoint, begun, training)
+            saved = now
+    _write_state(checkpoint, begun, training)
+    return {k: v.cpu() for k, v in training.averages.items()}
+
+
+def _write_state(path: Path, begun: str, training: _Training) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        torch.save({"begun": begun, **training.state()}, temporary)
+
+
+def _read_state(path: Path, begun: str, config: TrainConfig, device: torch.device) -> dict[str, Any]:
+    state = torch.load(path, weights_only=True, map_location=device)
+    if state.get("begun") != begun:
+        raise CheckpointError(
+            f"expected {path} to hold a training from the same start weights, found one from others "
+            "(an earlier stage or the recipe has changed): remove it to train this stage anew"
+        )
+    if state["step"] > config.steps:
+        raise CheckpointError(
+            f"expected at most {config.steps} steps in {path}, found {state['step']}: remove it to train this stage "
+            "anew"
+        )
+    return state
