@@ -101,6 +101,10 @@ def choose_timesteps(levels: Levels, steps: int, spacing: Spacing = "even", star
         )
     if spacing == "karras":
         sigmas = levels.sigmas
+        if sigmas[first].isinf():
+            raise InputError(
+                f"expected a start below 1 with karras, got {start}, which has no signal at its start: 0.98"
+            )
         ends = sigmas[[first, 0]] ** (1 / RHO)
         wanted = torch.lerp(ends[0], ends[1], torch.linspace(0, 1, steps, dtype=torch.float64)) ** RHO
         timesteps = (sigmas.log()[None] - wanted.log()[:, None]).abs().argmin(dim=1)
