@@ -1,6 +1,6 @@
 """The step loop of every solver, with clipping of the estimate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -24,7 +24,7 @@ def sample_latents(
     schedule: Schedule,
     noise: Noise,
     *,
-    weights: tuple[float, ...] = (1.0,),
+    weights: tuple[float, ...] | Sequence[tuple[float, ...]] = (1.0,),
     predicted: Predicted = "eps",
     clip: Clip = "range",
     callback: Callback | None = None,
@@ -41,7 +41,8 @@ def sample_latents(
         x: ``[N, ...]`` standard normal start, float32; its device is where the loop runs.
         schedule: coefficients of every step: a release's, or what a solver returns.
         noise: source of the noise added after each step.
-        weights: K factors of the branches (``text_weights``, ``text_image_weights``).
+        weights: K factors of the branches (``text_weights``, ``text_image_weights``), or such a tuple for every step,
+            where K may change with the step.
         predicted: what the network predicts: "eps", "v", or "denoised", the x0 estimate itself.
         clip: how the estimate is brought into range: "quantile" (release 1.0), "range" (1.1) or "none".
         callback: called after every step; returning True stops the run.
@@ -57,10 +58,13 @@ def sample_latents(
     total = len(schedule)
     table, before = schedule.coefficients.rows().to(x.device), None
     previous_gain = None if schedule.previous_gain is None else schedule.previous_gain.tolist()
+    each = weights if isinstance(weights[0], tuple) else [weights] * total
     for step in range(total):
         predictions = predict(x, step)
         fresh = noise.normal(x.shape).to(x) if schedule.draws_noise[step] else None
-        x, denoised = sample_step(predictions, x, fresh, table[step], weights=weights, predicted=predicted, clip=clip)
+        x, denoised = sample_step(
+            predictions, x, fresh, table[step], weights=each[step], predicted=predicted, clip=clip
+        )
         if previous_gain is not None and previous_gain[step]:
             x = x + previous_gain[step] * before
         before = denoised

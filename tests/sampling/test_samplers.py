@@ -131,3 +131,20 @@ def test_sample_latents_stacked_branches_and_branches_in_turn_agree():
         for predict in (stacked, in_turn(parts))
     ]
     assert torch.equal(*runs)
+
+
+def test_sample_latents_takes_other_weights_and_branches_at_every_step():
+    schedule = make_schedule_v10(3)
+    each = [(1.0,), text_weights(3.0), (1.0,)]
+    parts = [lambda x: 0.1 * x, lambda x: 0.3 * x]
+
+    def predict(x, step):
+        return torch.cat([part(x) for part in parts[: len(each[step])]])
+
+    def mixed(x, step):
+        predictions = predict(x, step).chunk(len(each[step]))
+        return sum(weight * part for weight, part in zip(each[step], predictions, strict=True))
+
+    start = draw(4, 2)
+    out = sample_latents(predict, start, schedule, SeededNoise([0]), weights=each)
+    assert torch.allclose(out, sample_latents(mixed, start, schedule, SeededNoise([0])), atol=1e-6)
