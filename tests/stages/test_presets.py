@@ -41,7 +41,7 @@ def test_unknown_preset_and_solver_are_named_with_those_that_exist():
 
 def test_guidance_interval_has_to_rise():
     assert find_plan("dpmpp_2m", (0.3, 5.0)).guided == (0.3, 5.0)
-    with pytest.raises(InputError, match="got 5 and 0.3"):
+    with pytest.raises(InputError, match=r"got 5 and 0\.3"):
         find_plan("dpmpp_2m", (5.0, 0.3))
 
 
