@@ -22,6 +22,11 @@ from .configs import VOLUME_VARIANT, WINDOWED_VARIANT, UNetConfig
 from .layers import Layers, add, is_pointwise, project, project_maps
 
 
+def is_temporal(name: str) -> bool:
+    """Whether a parameter of a U-Net belongs to the parts over time, the position embedding included."""
+    return "temporal" in name
+
+
 def as_clips(x: Tensor, frames: int) -> Tensor:
     """View ``[B * T, C, H, W]`` as ``[B, C, T, H * W]``; no copy for channels-last activations."""
     return to_tokens(x).unflatten(0, (-1, frames)).permute(0, 3, 1, 2)

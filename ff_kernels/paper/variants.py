@@ -19,10 +19,11 @@ from ..demo.world.scenes import KEYFRAMES
 from ..metrics.consistency import NEIGHBOUR, PIXEL_FLICKER, WARPING, temporal_curves
 from ..models.configs import TEMPORAL_VARIANTS
 from ..models.keyframe_unet import KeyframeUNet
+from ..models.temporal_blocks import is_temporal
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.settings import Settings
 from ..stages.tokenizer import Tokenizer
-from ..training.freezing import freeze, is_temporal
+from ..training.freezing import freeze
 from ..training.initial import initialise
 from ..training.losses import KeyframeNoise
 from . import budgets
