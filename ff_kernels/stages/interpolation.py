@@ -108,7 +108,7 @@ def interpolate(
     # Release 1.1: the unconditional half runs with every temporal merge switched off.
     merges: tuple[float | None, float | None] = (1.0, 0.0)
     if unet.config.family == "1.0":
-        # Release 1.0: the null text in both branches, two tokens long (golden v10_pipeline).
+        # Release 1.0: the null text in both branches (models/RELEASES.md, "Two null tokens, whatever the prompt").
         text, merges = Text.of(*null_context(null_embedding, len(keyframes), NULL_TOKENS_V10)), (None, None)
     elif text is None:
         raise InputError("interpolation of release 1.1 expected a prompt, got none: encode one and pass it")

@@ -124,7 +124,7 @@ def _sample(
     source = SeededNoise(stage_seeds(seed, B, PICTURE if is_v11 and not first_frames else KEYFRAMES))
     # Core has drawn the start by itself; what the steps draw comes after the start in the engine's stream.
     draw_start(source, (B, T, C, h, w), x, next(iter(first_frames), None))
-    scales = (1 + sigmas.double().square()).sqrt().tolist()
+    scales = (1 + sigmas.cpu().double().square()).sqrt().tolist()
     ones = x.new_ones(B)
 
     def predict(frames: Tensor, step: int) -> Tensor:
