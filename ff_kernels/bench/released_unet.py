@@ -73,7 +73,7 @@ def keyframe_forward(
     context: Tensor,
     mask: Tensor,
     positions: Tensor,
-    num_frames: int,
+    clip_length: int,
     precision: Precision = PLAIN,
 ) -> Tensor:
     """Predict the noise of stacked branches.
@@ -85,7 +85,7 @@ def keyframe_forward(
         context: ``[N, L, D]``.
         mask: ``[N, L]`` booleans, True where a token is valid.
         positions: ``[N]`` frame positions.
-        num_frames: samples of one clip.
+        clip_length: samples of one clip.
         precision: dtypes of the operations.
 
     Returns:
@@ -93,7 +93,7 @@ def keyframe_forward(
     """
     x, vector = _begin(unet, x, time, context, mask, precision)
     position = _embed(unet, unet.to_temporal_embed, positions, precision)
-    return _levels(unet, x, _Told(unet.config, precision, vector, context, mask, num_frames, position))
+    return _levels(unet, x, _Told(unet.config, precision, vector, context, mask, clip_length, position))
 
 
 def interpolation_forward(

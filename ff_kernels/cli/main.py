@@ -11,6 +11,9 @@ from typing import Any
 from .. import __version__
 from ..errors import FusionFramesError, InputError
 from .progress import Bars
+from .quality import add_options as add_quality_options
+from .quality import run_quality
+from .sampling import add_sampling_options, chosen_sampling
 
 EXIT_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 DTYPES = ("float32", "float16", "bfloat16")
@@ -71,6 +74,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         help="run nothing: count launches, FLOPs, bytes and memory of the full sizes beside the targets",
     )
     parser.add_argument("--no-graphs", action="store_true", help=_NO_GRAPHS)
+    add_quality_options(parser)
     parser.set_defaults(run=run_bench)
 
 
@@ -112,7 +116,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         choices=("low", "medium", "high"),
         help="2, 8 or 30 frames per second: 0, 1 or 2 interpolation passes (default: low, demo high)",
     )
-    parser.add_argument("--steps", type=int, help="sampling steps, 1..1000 (default 50; interpolation of 1.1: 10)")
+    add_sampling_options(parser)
     parser.add_argument("--guidance", type=float, help="text guidance w of (w+1)*cond - w*uncond (default 5, demo 0.2)")
     parser.add_argument("--image-guidance", type=float, default=2.0, help="weight of the first frame, 1.1 (default 2)")
     parser.add_argument("--interpolation-guidance", type=float, help="w of the interpolation (default 0.25; 1.1: 0.5)")
@@ -147,6 +151,7 @@ def run_generate(options: argparse.Namespace) -> int:
     from ..media.pictures import read_image, write_image
     from ..media.sheet import contact_sheet
     from ..media.video import check_output, write_frames
+    from ..pipeline.settings import describe_sampling, sampling_warnings
     from ..runtime.clock import Clock
 
     check_output(options.output)
@@ -157,6 +162,8 @@ def run_generate(options: argparse.Namespace) -> int:
     picture = None if options.image is None else read_image(options.image)
     pipeline = _open_pipeline(options)
     settings = pipeline.resolve(_settings(options))
+    for text in sampling_warnings(settings, pipeline.release):
+        warnings.warn(text, stacklevel=1)
     decoder = {None: None, "image": "movq", "video": "video_movq"}[options.decoder]
     with Bars() as bars:
         clip = pipeline.sample(
@@ -164,7 +171,7 @@ def run_generate(options: argparse.Namespace) -> int:
         )
         clock = Clock(bars, clip.seconds)
         # Opened before the output is: what goes wrong inside of that counts as a failure to write.
-        pipeline.network(decoder or pipeline.decoder_stage)
+        pipeline.network(decoder or pipeline.release.decoder)
         with clock("decoding"):
             # Straight to the file: the frames of a long clip would fill the memory that its networks leave.
             chunks = pipeline.decode_chunks(clip.latents, settings, decoder=decoder, should_stop=clock.count)
@@ -176,7 +183,7 @@ def run_generate(options: argparse.Namespace) -> int:
     where = written[0] if len(written) == 1 else f"{written[0]} .. {written[-1].name}"
     print(
         f"{where}: {len(clip.latents)} frames of {settings.width} x {settings.height} at {clip.fps:g} frames per "
-        f"second, seed {settings.seed}"
+        f"second, seed {settings.seed}, {describe_sampling(settings, pipeline.release)}"
     )
     print(
         ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in clip.seconds.items())
@@ -214,10 +221,10 @@ def _settings(options: argparse.Namespace) -> Any:
     from ..pipeline.settings import Settings
 
     return Settings(
-        fps=options.fps, width=options.width, height=options.height, steps=options.steps,
+        fps=options.fps, width=options.width, height=options.height, **chosen_sampling(options),
         guidance_scale=options.guidance, image_guidance=options.image_guidance,
         interpolation_guidance=options.interpolation_guidance, motion_score=MOTION_SCORES[options.motion],
-        num_frames=options.keyframes, seed=options.seed, is_mended=options.mend,
+        keyframes=options.keyframes, seed=options.seed, is_mended=options.mend,
         is_stacked=False if options.low_memory else None,
     )  # fmt: skip
 
@@ -342,6 +349,8 @@ def run_bench(options: argparse.Namespace) -> int:
 
     if options.repeats < 1:
         raise InputError(f"expected at least one repeat, got {options.repeats}: raise --repeats")
+    if options.quality:
+        return run_quality(options)
     if options.record:
         rows = [row for name in counting.full_size(options.workload) for row in counting.recorded(name)]
         print("\n".join(map(json.dumps, rows) if options.json else counting.table(rows)))

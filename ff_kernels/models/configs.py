@@ -11,6 +11,8 @@ STAGES = ("keyframe", "interpolation", "masked")
 RELEASED_VARIANT, WINDOWED_VARIANT = "Conv1dAttn1dBlocks", "Conv1dAttn3dBlocks"
 MIXED_VARIANT, VOLUME_VARIANT = "Conv1dAttn1dLayers", "Conv3dAttn1dBlocks"
 TEMPORAL_VARIANTS = (MIXED_VARIANT, RELEASED_VARIANT, VOLUME_VARIANT, WINDOWED_VARIANT)
+# Release 1.0 spreads as many units of time over its keyframes, in whole numbers.
+POSITION_UNITS_V10 = 180
 
 
 class _FromDict:
@@ -85,6 +87,31 @@ class UNetConfig(_FromDict):
         halvings = len(self.dim_mult) - 1
         # Windows of 2 x 2 positions must fit the smallest level as well.
         return 2 ** (halvings + (self.temporal_variant == WINDOWED_VARIANT))
+
+
+def check_sides(width: int, height: int, multiple: int, unit: str = "pixels") -> None:
+    """Refuse sides that a network cannot halve, naming the nearest that it can.
+
+    Raises:
+        InputError: naming the side, the multiple and what to take.
+    """
+    for name, value in (("width", width), ("height", height)):
+        if value < multiple or value % multiple:
+            near = max(1, round(value / multiple)) * multiple
+            raise InputError(f"{name} expected a multiple of {multiple} {unit}, got {value}: take {near}")
+
+
+def check_keyframes(family: str, keyframes: int) -> None:
+    """Refuse more keyframes than a release can tell apart.
+
+    Raises:
+        InputError: naming how many it can.
+    """
+    if family == "1.0" and keyframes > POSITION_UNITS_V10:
+        raise InputError(
+            f"expected at most {POSITION_UNITS_V10} keyframes for release 1.0, got {keyframes}: ask for fewer, or use "
+            "context windows in ComfyUI"
+        )
 
 
 def check_variant(name: str) -> None:

@@ -13,21 +13,21 @@ from ..checkpoints.folding import Parity
 from ..checkpoints.loading import Loaded
 from ..errors import InputError
 from ..media.pictures import fit_as_released, fit_covering
-from ..models.masked_unet import GROUP_FRAMES
 from ..runtime.budget import fits, step_bytes
 from ..runtime.clock import Clock, Progress
 from ..runtime.devices import free_bytes
 from ..runtime.graph import CudaCapture, Graphs
-from ..sampling.noise import KEYFRAMES, PICTURE, SeededNoise, pass_stream, stage_seeds
+from ..sampling.noise import KEYFRAMES, PICTURE, Noise, SeededNoise, stage_seeds
 from ..sampling.samplers import Callback
-from ..stages.decoding import blend_overlap, decode_chunks
-from ..stages.interpolation import GAP_STAGES, SKIP_FRAMES
-from ..stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
+from ..stages.decoding import blend_overlap, decode_chunks, join_chunks
+from ..stages.interpolation import interpolate_passes
+from ..stages.keyframes import FirstFrame, sample_keyframes, sample_picture
+from ..stages.releases import RELEASES
 from ..stages.run import Run, Text
 from .clip import Clip, LatentClip
 from .networks import Networks
 from .prompts import Prompts
-from .settings import DEFAULT_STEPS, LEVELS, Settings, resolve_settings
+from .settings import LEVELS, Settings, resolve_settings
 
 
 class Pipeline:
@@ -53,7 +53,8 @@ class Pipeline:
         keeps_networks: bool = True, parity: Parity = "fast", uses_graphs: bool = True,
         defaults: Settings | None = None,
     ) -> None:  # fmt: skip
-        self.models, self.family, self.device, self.dtype = models, models.family, torch.device(device), dtype
+        self.models, self.device, self.dtype = models, torch.device(device), dtype
+        self.family, self.release = models.family, RELEASES[models.family]
         self.uses_graphs = uses_graphs and self.device.type == "cuda"
         self.defaults = defaults or Settings(fps="low", width=512, height=512)
         self.networks = Networks(models, self.device, dtype, parity, keeps_all=keeps_networks)
@@ -69,11 +70,6 @@ class Pipeline:
         return self.networks.get(stage)
 
     @property
-    def decoder_stage(self) -> str:
-        """The MoVQ that decodes clips: the image decoder in release 1.0, the video decoder in 1.1."""
-        return "movq" if self.family == "1.0" else "video_movq"
-
-    @property
     def gap_stage(self) -> str:
         """What fills gaps: the interpolation U-Net, or the masked-frame one in a folder that has no other."""
         has = self.models.files.keys()
@@ -82,17 +78,17 @@ class Pipeline:
     @property
     def multiple(self) -> int:
         """Width and height must be multiples of this many pixels: 64 for the releases."""
-        files, movq = self.models.files, self.models.require(self.decoder_stage)[1].config
+        files, movq = self.models.files, self.models.require(self.release.decoder)[1].config
         unets = [files[stage][1].config for stage in ("keyframe", self.gap_stage) if stage in files]
         return math.lcm(*(unet.side_multiple for unet in unets)) * movq.factor
 
     def resolve(self, settings: Settings) -> Settings:
         """Fill in the model's defaults and check every value; see ``resolve_settings``."""
         trained = self.models.require("keyframe")[1].config.num_frames
-        return resolve_settings(settings, self.defaults, self.multiple, trained)
+        return resolve_settings(settings, self.defaults, self.multiple, trained, self.release)
 
     def _latent_size(self, settings: Settings) -> tuple[int, int]:
-        factor = self.models.require(self.decoder_stage)[1].config.factor
+        factor = self.models.require(self.release.decoder)[1].config.factor
         return settings.height // factor, settings.width // factor
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
@@ -104,17 +100,17 @@ class Pipeline:
         return self.prompts.encode_negative(negatives, prompts)
 
     def _run(
-        self, stage: str, settings: Settings, stream: int, callback: Callback | None, *, clips: int, samples: int,
+        self, stage: str, settings: Settings, noise: Noise, callback: Callback | None, *, samples: int,
         size: tuple[int, int],
     ) -> Run:  # fmt: skip
-        """Return how a stage runs: ``samples`` of ``size`` latents per clip with all guidance branches stacked."""
+        """Return how a stage runs: ``samples`` of ``size`` latents of all clips with all guidance branches stacked."""
         is_stacked, unet = settings.is_stacked, self.network(stage).network
         if is_stacked is None:
-            needed = step_bytes(clips * samples, size, unet.config.model_channels, self.dtype.itemsize)
+            needed = step_bytes(samples, size, unet.config.model_channels, self.dtype.itemsize)
             is_stacked = fits(needed, free_bytes(self.device))
-        noise = SeededNoise(stage_seeds(settings.seed, clips, stream))
         graphs = Graphs(CudaCapture(self.device)) if self.uses_graphs else None
-        return Run(noise, is_stacked, callback, self.networks.conditioner(stage), graphs)
+        plan = settings.plan if stage == "keyframe" else settings.interpolation_plan
+        return Run(noise, is_stacked, callback, self.networks.conditioner(stage), graphs, plan)
 
     @torch.inference_mode()
     def sample_keyframes(
@@ -130,23 +126,19 @@ class Pipeline:
             first_frame: release 1.1: ``[B, 4, h, w]`` latents.
             callback: see ``sample_latents``.
         """
-        loaded = self.network("keyframe")
-        branches = 2 if self.family == "1.0" else 3
+        clips, size = text.context.shape[0], self._latent_size(settings)
         run = self._run(
-            "keyframe", settings, KEYFRAMES, callback, clips=text.context.shape[0],
-            samples=branches * settings.num_frames, size=self._latent_size(settings),
+            "keyframe", settings, SeededNoise(stage_seeds(settings.seed, clips, KEYFRAMES)), callback,
+            samples=clips * (3 if self.release.reads_image else 2) * settings.keyframes, size=size,
         )  # fmt: skip
-        null = negative or text.unconditional(self.networks.null_embedding("keyframe"))
-        shared = {
-            "num_frames": settings.num_frames, "guidance_scale": settings.guidance_scale,
-            "steps": settings.steps or DEFAULT_STEPS,
-        }  # fmt: skip
-        if self.family == "1.0":
-            return sample_keyframes_v10(loaded.network, text, null, run, size=self._latent_size(settings), **shared)
-        return sample_keyframes_v11(
-            loaded.network, text, null, first_frame, run, image_guidance=settings.image_guidance,
-            motion_score=settings.motion_score, noise_level=settings.noise_level,
-            uniform_noise=not settings.is_mended, **shared,
+        start = None if first_frame is None else FirstFrame(
+            first_frame, settings.image_guidance, settings.motion_score, settings.noise_level, not settings.is_mended
+        )  # fmt: skip
+        return sample_keyframes(
+            self.network("keyframe").network, text,
+            negative or text.unconditional(self.networks.null_embedding("keyframe")), run,
+            keyframes=settings.keyframes, size=size, first_frame=start, guidance_scale=settings.guidance_scale,
+            steps=settings.steps,
         )  # fmt: skip
 
     @torch.inference_mode()
@@ -155,10 +147,11 @@ class Pipeline:
         loaded = self.network("keyframe")
         # Release 1.1: the first frame is drawn at twice the size asked for (latent side height // 4).
         size = tuple(2 * side for side in self._latent_size(settings))
-        run = self._run("keyframe", settings, PICTURE, callback, clips=1, samples=2, size=size)
-        latents = sample_picture_v11(
+        noise = SeededNoise(stage_seeds(settings.seed, 1, PICTURE))
+        run = self._run("keyframe", settings, noise, callback, samples=2, size=size)
+        latents = sample_picture(
             loaded.network, text, text.unconditional(self.networks.null_embedding("keyframe")), run, size=size,
-            guidance_scale=settings.guidance_scale, steps=settings.steps or DEFAULT_STEPS,
+            guidance_scale=settings.guidance_scale, steps=settings.steps,
         )  # fmt: skip
         # The last names of a network that low memory wants freed before the next one is loaded.
         del loaded, run
@@ -188,30 +181,22 @@ class Pipeline:
             callback: see ``sample_latents``.
         """
         stage = self.gap_stage
-        loaded, null, keyframes = self.network(stage), self.networks.null_embedding(stage), keyframes.to(self.device)
-        for i in range(first, first + passes):
-            clips, frames, _, *sides = keyframes.shape
-            samples = 2 * (frames - 1) * (GROUP_FRAMES if stage == "masked" else 1)
-            run = self._run(stage, settings, pass_stream(i), callback, clips=clips, samples=samples, size=tuple(sides))
-            skip = SKIP_FRAMES[min(i, len(SKIP_FRAMES) - 1)]
-            keyframes = GAP_STAGES[stage](
-                loaded.network, keyframes, text, null, run, steps=settings.steps if self.family == "1.0" else None,
-                skip_frames=skip, guidance_scale=settings.interpolation_guidance,
-            )  # fmt: skip
-        return keyframes
+
+        def make_run(noise: Noise, samples: int) -> Run:
+            return self._run(stage, settings, noise, callback, samples=samples, size=tuple(keyframes.shape[-2:]))
+
+        return interpolate_passes(
+            self.network(stage).network, keyframes.to(self.device), text, self.networks.null_embedding(stage), make_run,
+            seed=settings.seed, passes=passes, first=first, guidance_scale=settings.interpolation_guidance,
+            steps=settings.interpolation_steps,
+        )  # fmt: skip
 
     def decode(self, latents: Tensor, settings: Settings, **options: Any) -> Tensor:
         """Return frames ``[F, H, W, 3]`` in 0..1 of one clip's latents ``[F, 4, h, w]``, on the CPU.
 
         Arguments and options as in ``decode_chunks``.
         """
-        config = self.network(options.get("decoder") or self.decoder_stage).network.config
-        height, width = (side * config.factor for side in latents.shape[-2:])
-        frames, done = torch.empty(len(latents), height, width, config.out_ch), 0
-        for chunk in self.decode_chunks(latents, settings, **options):
-            frames[done : done + len(chunk)] = chunk
-            done += len(chunk)
-        return frames
+        return join_chunks(self.decode_chunks(latents, settings, **options), len(latents))
 
     @torch.inference_mode()
     def decode_chunks(
@@ -223,13 +208,13 @@ class Pipeline:
         Args:
             latents: ``[F, 4, h, w]`` of one clip.
             settings: resolved settings.
-            decoder: "movq" or "video_movq"; default ``decoder_stage``.
+            decoder: "movq" or "video_movq"; default the release's.
             should_stop: see ``decoding.decode``.
         """
-        network = self.network(decoder or self.decoder_stage).network
+        network = self.network(decoder or self.release.decoder).network
         blends = settings.is_mended and network.config.is_video
         chunks = decode_chunks(
-            network, latents.to(self.device).float(), shared_map=self.family == "1.1" and not settings.is_mended,
+            network, latents.to(self.device).float(), shared_map=self.release.shares_map and not settings.is_mended,
             overlap=blend_overlap(len(latents)) if blends else 0, should_stop=should_stop,
         )  # fmt: skip
         for frames in chunks:
@@ -271,7 +256,7 @@ class Pipeline:
             text = self.encode_text([prompt])
             negatives = self.encode_negative([negative], [prompt]) if negative else None
         first_frame = None
-        if self.family == "1.1":
+        if self.release.reads_image:
             with clock("first frame"):
                 if picture is None:
                     picture = self.sample_picture(text, settings, clock.step)
@@ -287,15 +272,15 @@ class Pipeline:
         return LatentClip(fps=fps, keyframes=keyframes[0].cpu(), latents=latents[0].cpu(), seconds=clock.seconds)
 
     def _check_inputs(self, negative: str | None, picture: Tensor | None, passes: int, decoder: str | None) -> None:
-        if self.family == "1.0" and picture is not None:
+        if picture is not None and not self.release.reads_image:
             raise InputError(
                 "expected no start picture for release 1.0, which reads text only, got one: take release 1.1"
             )
-        if self.family == "1.1" and negative:
+        if negative and self.release.reads_image:
             raise InputError(
                 "expected no negative prompt for release 1.1, which never learnt to read one, got one: take release 1.0"
             )
-        needed = ["text_encoder", "keyframe", decoder or self.decoder_stage] + ([self.gap_stage] if passes else [])
-        needed += ["movq"] if self.family == "1.1" and picture is None else []
+        needed = ["text_encoder", "keyframe", decoder or self.release.decoder] + ([self.gap_stage] if passes else [])
+        needed += ["movq"] if self.release.reads_image and picture is None else []
         for stage in needed:
             self.models.require(stage)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..models.text_encoder import project_context
 from ..stages.run import Text
-from ..stages.tokenizer import MAX_TOKENS, Tokenizer
+from ..stages.tokenizer import MAX_TOKENS, Tokenizer, pad_tokens
 from .networks import Networks
 
 
@@ -28,28 +28,22 @@ class Prompts:
             InputError: if a prompt is empty.
         """
         require_prompts(prompts)
-        rows = [self._tokens(prompt) for prompt in prompts]
-        return self._text(rows, [row.shape[1] for row in rows])
+        return self._text([self._tokens(prompt) for prompt in prompts])
 
     @torch.inference_mode()
     def encode_negative(self, negatives: Sequence[str], prompts: Sequence[str]) -> Text:
         """Encode negative prompts as release 1.0 does: cut to each prompt's length, under the prompt's mask."""
         lengths = [self._tokens(prompt).shape[1] for prompt in prompts]
         rows = [self._tokenizer.encode_negative(text, n) for text, n in zip(negatives, lengths, strict=True)]
-        return self._text(rows, lengths)
+        return self._text(rows)
 
     def _tokens(self, prompt: str) -> Tensor:
         if self._tokenizer is None:
             self._tokenizer = Tokenizer(self.networks.models.tokenizer)
         return self._tokenizer.encode(prompt).ids
 
-    def _text(self, rows: list[Tensor], lengths: list[int]) -> Text:
-        size, device = min(max(lengths) + 1, MAX_TOKENS), self.networks.device
-        ids, mask = (torch.zeros(len(rows), size, dtype=torch.long) for _ in range(2))
-        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            ids[i, : row.shape[1]] = row
-            mask[i, :length] = 1
-        ids, mask = ids.to(device), mask.to(device)
+    def _text(self, rows: list[Tensor]) -> Text:
+        ids, mask = (each.to(self.networks.device) for each in pad_tokens(rows))
         hidden = self.networks.get("text_encoder").network(ids, mask)
         is_bad = ~hidden.isfinite().all(dim=2).all(dim=1)
         if is_bad.any():

@@ -31,10 +31,11 @@ class Plan:
     guided: tuple[float, float] | None = None
 
 
+AS_RELEASED = Plan()
 # The levels that suit each solver. From 0.98 on the noise is 32 times the signal: the run starts on an estimate that is
 # made of noise alone and so is the mean of all clips; a little later it decides less, and clips differ as they should.
 PLANS = {
-    RELEASED: Plan(),
+    RELEASED: AS_RELEASED,
     "ddpm": Plan("ddpm"),
     "ddim": Plan("ddim"),
     "dpmpp_2m": Plan("dpmpp_2m", "karras", 0.98),
@@ -54,9 +55,9 @@ class Preset:
     """
 
     steps: int | None = None
-    plan: Plan = Plan()
+    plan: Plan = AS_RELEASED
     interpolation_steps: int | None = None
-    interpolation_plan: Plan = Plan()
+    interpolation_plan: Plan = AS_RELEASED
 
 
 # What each costs and keeps is measured by ``fusionframes bench --quality``: bench/README.md.

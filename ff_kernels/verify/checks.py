@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from ..checkpoints.folding import Parity, fold
 from ..errors import InputError
 from ..models.configs import MoVQConfig, TextConfig, UNetConfig
-from ..models.interpolation_unet import InterpolationUNet
-from ..models.keyframe_unet import KeyframeUNet
 from ..models.movq import MoVQ
 from ..models.text_encoder import TextEncoder, TextProjection, project_context
+from ..models.unets import UNETS
 from ..ops.step import THRESHOLD_V10
 from ..sampling.schedule import alphas_cumprod_v11, make_schedule_v11, posterior_tables_v10
 from ..stages.decoding import decode
 from ..stages.interpolation import SKIP_FRAMES, interpolate
-from ..stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
+from ..stages.keyframes import FirstFrame, sample_keyframes, sample_picture
 from ..stages.run import Run, Text
 
 FORWARD_LIMIT = 1e-5
@@ -106,7 +105,7 @@ class How:
 def _unet(case: dict[str, Any], how: How, stage: str, listed: dict[str, list[int]] | None) -> nn.Module:
     # In the authors' code a U-Net without init_channels starts as wide as its first level.
     config = UNetConfig.from_dict({"init_channels": None, **case["config"], "family": how.family, "stage": stage})
-    return how.ready((KeyframeUNet if stage == "keyframe" else InterpolationUNet)(config), case, listed)
+    return how.ready(UNETS[stage](config), case, listed)
 
 
 def _movq(case: dict[str, Any], how: How, listed: dict[str, list[int]] | None = None) -> MoVQ:
@@ -135,7 +134,7 @@ def check_keyframe_unet(case: dict[str, Any], t: dict[str, Tensor], how: How) ->
         t["context_mask"],
         _rows(t["time"]),
         positions=positions,
-        num_frames=frames,
+        keyframes=frames,
         frames_per_row=1,
         **extra,
     )
@@ -239,13 +238,13 @@ def check_pipeline_v10(case: dict[str, Any], t: dict[str, Tensor], how: How) -> 
     outputs: Outputs = {}
     for name, unconditional in others.items():
         if name in t and unconditional is not None:
-            frames = sample_keyframes_v10(
+            frames = sample_keyframes(
                 unet,
                 text,
                 unconditional,
                 Run(TapeNoise(case["tape_seed"]["keyframes"])),
                 size=t[name].shape[-2:],
-                num_frames=t[name].shape[0],
+                keyframes=t[name].shape[0],
                 guidance_scale=case["guidance_scale"],
                 steps=case["steps"],
             )
@@ -262,7 +261,7 @@ def check_pipeline_v11(case: dict[str, Any], t: dict[str, Tensor], how: How) -> 
     null = text.unconditional(t["null_embedding"])
     outputs: Outputs = {}
     if "image_latent" in t:
-        picture = sample_picture_v11(
+        picture = sample_picture(
             unet,
             text,
             null,
@@ -272,17 +271,18 @@ def check_pipeline_v11(case: dict[str, Any], t: dict[str, Tensor], how: How) -> 
             guidance_scale=case["image_guidance"],
         )
         outputs["image_latent"] = (picture, limit)
-    keyframes = sample_keyframes_v11(
+    first_frame = FirstFrame(
+        t["key_frame"][None], case["guidance_weight_image"], case["motion_score"], case["noise_augmentation"]
+    )
+    keyframes = sample_keyframes(
         unet,
         text,
         null,
-        t["key_frame"][None],
         Run(TapeNoise(seeds["keyframes"])),
-        num_frames=t["keyframes"].shape[0],
+        size=first_frame.latents.shape[-2:],
+        keyframes=t["keyframes"].shape[0],
+        first_frame=first_frame,
         guidance_scale=case["guidance_weight_prompt"],
-        image_guidance=case["guidance_weight_image"],
-        motion_score=case["motion_score"],
-        noise_level=case["noise_augmentation"],
         steps=steps,
     )
     outputs["keyframes"] = (keyframes[0], limit)

@@ -151,7 +151,7 @@ def test_decode_mended_differs_only_where_the_decoder_looks_at_time(folder):
     released = pipeline.decode(latents, settings)
     mended = pipeline.decode(latents, replace(settings, is_mended=True))
     assert torch.equal(released, mended) == (pipeline.family == "1.0")
-    network = pipeline.network(pipeline.decoder_stage).network
+    network = pipeline.network(pipeline.release.decoder).network
     exact = decode(network, latents, shared_map=pipeline.family == "1.1").permute(0, 2, 3, 1)
     assert torch.equal(released, exact)
 
@@ -159,7 +159,7 @@ def test_decode_mended_differs_only_where_the_decoder_looks_at_time(folder):
 @pytest.mark.parametrize(("change", "named"), [
     ({"width": 18}, "width.*multiple of 4 pixels, got 18"), ({"height": 0}, "height.*got 0"),
     ({"width": -8}, "got -8"), ({"steps": 0}, "got 0"), ({"steps": -3}, "got -3"), ({"steps": 1001}, "got 1001"),
-    ({"seed": -1}, "got -1"), ({"fps": "24"}, "'24'"), ({"fps": "high", "num_frames": 1}, "got 1"),
+    ({"seed": -1}, "got -1"), ({"fps": "24"}, "'24'"), ({"fps": "high", "keyframes": 1}, "got 1"),
 ])  # fmt: skip
 def test_resolve_wrong_setting_is_named(folder, change, named):
     with pytest.raises(InputError, match=named):

@@ -96,7 +96,7 @@ def run(network: nn.Module) -> Tensor:
         samples = conditions.samples
     else:
         extra = {"noise_level": 20, "motion_score": 10} if config.family == "1.1" else {}
-        conditions = network.prepare(*texts, positions=keyframe_positions(config.family, 2), num_frames=2, **extra)
+        conditions = network.prepare(*texts, positions=keyframe_positions(config.family, 2), keyframes=2, **extra)
     return network(tiny.draw(samples, config.num_channels, 4, 4), conditions)
 
 
