@@ -113,6 +113,25 @@ def test_layout_test_catches_a_planted_upward_import(tmp_path, monkeypatch):
     assert imported_rooms(tmp_path / "ops" / "bad.py") == {"pipeline", "outside"}
 
 
+def eager_imports(path: Path) -> list[str]:
+    """Modules of ``ops.eager`` that a file imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    named = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    return [module for module in named if "ops.eager" in module]
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if ENGINE / "ops" not in path.parents], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_formulas_are_taken_from_the_door_of_ops(path):
+    assert eager_imports(path) == []
+
+
+def test_door_of_ops_test_catches_a_planted_import(tmp_path):
+    (tmp_path / "bad.py").write_text("from ..ops.eager.step import mix_branches\n")
+    assert eager_imports(tmp_path / "bad.py") == ["ops.eager.step"]
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_source_is_ascii_short_and_free_of_banned_calls(path):
     text = path.read_text(encoding="utf-8")

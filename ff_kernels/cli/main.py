@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import FusionFramesError, InputError
+from ..stages.releases import DEMO_GUIDANCE_SCALE, MOTION_SCORES, V10, V11
 from .progress import Bars
 from .quality import add_options as add_quality_options
 from .quality import run_quality
@@ -19,7 +20,6 @@ EXIT_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 DTYPES = ("float32", "float16", "bfloat16")
 _DEVICE_HELP = "torch device of the networks (default: the first of cuda, mps, xpu, npu, cpu that there is)"
 _NO_GRAPHS = "launch every step anew instead of replaying a CUDA graph"
-MOTION_SCORES = {"low": 1, "medium": 10, "high": 50, "extreme": 100}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -117,9 +117,14 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         help="2, 8 or 30 frames per second: 0, 1 or 2 interpolation passes (default: low, demo high)",
     )
     add_sampling_options(parser)
-    parser.add_argument("--guidance", type=float, help="text guidance w of (w+1)*cond - w*uncond (default 5, demo 0.2)")
-    parser.add_argument("--image-guidance", type=float, default=2.0, help="weight of the first frame, 1.1 (default 2)")
-    parser.add_argument("--interpolation-guidance", type=float, help="w of the interpolation (default 0.25; 1.1: 0.5)")
+    scale = f"default {V10.keyframe.guidance_scale:g}, demo {DEMO_GUIDANCE_SCALE:g}"
+    parser.add_argument("--guidance", type=float, help=f"text guidance w of (w+1)*cond - w*uncond ({scale})")
+    scale = V11.image_guidance
+    parser.add_argument(
+        "--image-guidance", type=float, default=scale, help=f"weight of the first frame, 1.1 (default {scale:g})"
+    )
+    scale = f"default {V10.interpolation.guidance_scale:g}; 1.1: {V11.interpolation.guidance_scale:g}"
+    parser.add_argument("--interpolation-guidance", type=float, help=f"w of the interpolation ({scale})")
     parser.add_argument("--motion", choices=MOTION_SCORES, default="medium", help="amount of motion, 1.1")
     parser.add_argument("--keyframes", type=int, help="keyframes (default: what the model was trained on)")
     parser.add_argument("--seed", type=int, default=0, help="0..2**63-1; the same seed gives the same clip (default 0)")

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from ..stages.presets import PLANS, PRESETS
+from ..stages.releases import V10, V11
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -14,9 +15,11 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--steps", type=int,
-        help="keyframe steps, 1..1000 (default 50; with release 1.0 as released, of the interpolation too)",
+        help=f"keyframe steps, 1..1000 (default {V10.keyframe.steps}; with release 1.0 as released, of the "
+        "interpolation too)",
     )  # fmt: skip
-    parser.add_argument("--interpolation-steps", type=int, help="steps of each pass, 1..1000 (default 50; 1.1: 10)")
+    steps = f"default {V10.interpolation.steps}; 1.1: {V11.interpolation.steps}"
+    parser.add_argument("--interpolation-steps", type=int, help=f"steps of each pass, 1..1000 ({steps})")
     parser.add_argument("--solver", choices=PLANS, help="solver of the keyframes")
     parser.add_argument("--interpolation-solver", choices=PLANS, help="solver of the interpolation")
     parser.add_argument(

@@ -109,8 +109,7 @@ def check_keyframes(family: str, keyframes: int) -> None:
     """
     if family == "1.0" and keyframes > POSITION_UNITS_V10:
         raise InputError(
-            f"expected at most {POSITION_UNITS_V10} keyframes for release 1.0, got {keyframes}: ask for fewer, or use "
-            "context windows in ComfyUI"
+            f"expected at most {POSITION_UNITS_V10} keyframes for release 1.0, got {keyframes}: ask for fewer"
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ..ops import sample_step
-from ..ops.step import Clip, Predicted
+from ..ops.step import Predicted, Threshold
 from .guidance import Predict
 from .noise import Noise
 from .schedule import Schedule
@@ -26,7 +26,7 @@ def sample_latents(
     *,
     weights: tuple[float, ...] | Sequence[tuple[float, ...]] = (1.0,),
     predicted: Predicted = "eps",
-    clip: Clip = "range",
+    threshold: Threshold = "range",
     callback: Callback | None = None,
 ) -> Tensor:
     """Sample from noise to latents by the solver that made the schedule.
@@ -44,7 +44,7 @@ def sample_latents(
         weights: K factors of the branches (``text_weights``, ``text_image_weights``), or such a tuple for every step,
             where K may change with the step.
         predicted: what the network predicts: "eps", "v", or "denoised", the x0 estimate itself.
-        clip: how the estimate is brought into range: "quantile" (release 1.0), "range" (1.1) or "none".
+        threshold: how the estimate is brought into range: "quantile" (release 1.0), "range" (1.1) or "none".
         callback: called after every step; returning True stops the run.
 
     Returns:
@@ -63,7 +63,7 @@ def sample_latents(
         predictions = predict(x, step)
         fresh = noise.normal(x.shape).to(x) if schedule.draws_noise[step] else None
         x, denoised = sample_step(
-            predictions, x, fresh, table[step], weights=each[step], predicted=predicted, clip=clip
+            predictions, x, fresh, table[step], weights=each[step], predicted=predicted, threshold=threshold
         )
         if previous_gain is not None and previous_gain[step]:
             x = x + previous_gain[step] * before

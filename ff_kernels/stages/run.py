@@ -144,7 +144,7 @@ def run_stage(
     return sample_latents(
         lambda x, step: (mixed if is_guided[step] else alone)(x, step), start, schedule, run.noise,
         weights=[weights if mixes else (1.0,) for mixes in is_guided],
-        predicted=sampling.predicted, clip=sampling.threshold, callback=run.callback,
+        predicted=sampling.predicted, threshold=sampling.threshold, callback=run.callback,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...ff_kernels.errors import InputError
-from ...ff_kernels.ops.eager.step import mix_branches
+from ...ff_kernels.ops import mix_branches
 from ...ff_kernels.sampling.guidance import text_image_weights
 from ...ff_kernels.sampling.noise import KEYFRAMES, PICTURE, SeededNoise, stage_seeds
 from ...ff_kernels.sampling.samplers import sample_latents
@@ -144,7 +144,7 @@ def _sample(
         schedule,
         source,
         predicted="denoised",
-        clip="none",
+        threshold="none",
         callback=report,
     )
     return (frames * scales[-1]).unflatten(0, (B, T)).transpose(1, 2).to(torch.float32)

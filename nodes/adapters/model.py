@@ -16,7 +16,7 @@ from ...ff_kernels.models.keyframe_unet import KeyframeUNet, keyframe_positions
 from ...ff_kernels.models.masked_unet import MaskedUNet
 from ...ff_kernels.models.unet import UNet
 from ...ff_kernels.models.unets import UNETS
-from ...ff_kernels.ops.eager.step import clip_to_quantile, clip_to_range
+from ...ff_kernels.ops import clip_to_quantile, clip_to_range
 from ...ff_kernels.ops.step import THRESHOLD_V10
 from ...ff_kernels.sampling.levels import trained_levels
 from ...ff_kernels.sampling.noise import KEYFRAMES, SeededNoise, stage_seeds

@@ -39,7 +39,7 @@ def run(solver, steps, x, noise, mean=MEAN):
     bars = levels(steps)
     schedule = solver(torch.arange(steps), bars)
     # Tables are float32; with float64 samples what is left is the solver's own error, down to 1e-6.
-    return sample_latents(mean_estimate(bars, mean), x, schedule, noise, predicted="denoised", clip="none"), bars
+    return sample_latents(mean_estimate(bars, mean), x, schedule, noise, predicted="denoised", threshold="none"), bars
 
 
 def path_error(solver, steps):
@@ -142,20 +142,20 @@ def test_a_run_from_pure_noise_is_finite_and_ends_at_the_estimate(name):
     bars = full.bars_of(timesteps)
     out = sample_latents(
         mean_estimate(bars, MEAN), torch.randn(2, 3), SOLVERS[name](timesteps, bars), SeededNoise([0, 1]),
-        predicted="denoised", clip="range",
+        predicted="denoised", threshold="range",
     )  # fmt: skip
     assert out.isfinite().all()
     assert out.abs().max() <= 1
 
 
 @pytest.mark.parametrize("name", sorted(SOLVERS))
-@pytest.mark.parametrize("clip", ["quantile", "range"])
-def test_every_solver_sees_the_estimate_brought_into_range(name, clip):
+@pytest.mark.parametrize("threshold", ["quantile", "range"])
+def test_every_solver_sees_the_estimate_brought_into_range(name, threshold):
     timesteps = choose_timesteps(DEMO, 5)
     seen = []
     sample_latents(
         lambda x, step: 40 * x, torch.randn(2, 3, 4, 4), SOLVERS[name](timesteps, DEMO.bars_of(timesteps)),
-        SeededNoise([3]), predicted="denoised", clip=clip, callback=lambda i, n, D: seen.append(D.abs().max().item()),
+        SeededNoise([3]), predicted="denoised", threshold=threshold, callback=lambda i, n, D: seen.append(D.abs().max().item()),
     )  # fmt: skip
     assert max(seen) <= 1
 

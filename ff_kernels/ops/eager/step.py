@@ -80,7 +80,7 @@ def sample_step(
     coefficients: Tensor,
     weights: list[float],
     predicted: str,
-    clip: str,
+    threshold: str,
     ratio: float,
 ) -> tuple[Tensor, Tensor]:
     """Formula of ``ops.sample_step``."""
@@ -88,7 +88,7 @@ def sample_step(
     denoised = mix_branches(predictions.chunk(len(weights)), weights, x.dtype)
     if predicted != "denoised":
         denoised = (denoised_from_v if predicted == "v" else denoised_from_eps)(x, denoised, c.signal, c.noise)
-    if clip != "none":
-        denoised = clip_to_quantile(denoised, ratio) if clip == "quantile" else clip_to_range(denoised)
+    if threshold != "none":
+        denoised = clip_to_quantile(denoised, ratio) if threshold == "quantile" else clip_to_range(denoised)
     following = c.x0_gain * denoised + c.x_gain * x
     return (following if noise is None else following + c.noise_gain * noise), denoised
