@@ -69,10 +69,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     parser.add_argument("--history", type=Path, metavar="FILE", help="append one line of CSV per workload")
     parser.add_argument(
-        "--record",
-        action="store_true",
+        "--record", action="store_true",
         help="run nothing: count launches, FLOPs, bytes and memory of the full sizes beside the targets",
-    )
+    )  # fmt: skip
     parser.add_argument("--no-graphs", action="store_true", help=_NO_GRAPHS)
     add_quality_options(parser)
     parser.set_defaults(run=run_bench)
@@ -102,12 +101,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what the video shows, in English")
     parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
+        "-o", "--output", type=Path, required=True,
         help="file to write: .mp4, .webm, .gif, or .png for a numbered sequence",
-    )
+    )  # fmt: skip
     parser.add_argument("--model", type=Path, help="folder of released or converted weights (default: the demo model)")
     parser.add_argument("--negative", help="what the video should not show (release 1.0)")
     parser.add_argument("--image", type=Path, help="picture to start from (release 1.1)")

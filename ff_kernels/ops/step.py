@@ -9,7 +9,7 @@ from .eager import step as formulas
 from .eager.step import Coefficients
 from .registry import Cost, Operation, bytes_of
 
-__all__ = ["THRESHOLD_V10", "Clip", "Coefficients", "Predicted", "sample_step"]
+__all__ = ["THRESHOLD_V10", "Coefficients", "Predicted", "Threshold", "sample_step"]
 
 Predicted = Literal["eps", "v", "denoised"]
 Threshold = Literal["quantile", "range", "none"]

@@ -155,7 +155,8 @@ def test_every_solver_sees_the_estimate_brought_into_range(name, threshold):
     seen = []
     sample_latents(
         lambda x, step: 40 * x, torch.randn(2, 3, 4, 4), SOLVERS[name](timesteps, DEMO.bars_of(timesteps)),
-        SeededNoise([3]), predicted="denoised", threshold=threshold, callback=lambda i, n, D: seen.append(D.abs().max().item()),
+        SeededNoise([3]), predicted="denoised", threshold=threshold,
+        callback=lambda i, n, D: seen.append(D.abs().max().item()),
     )  # fmt: skip
     assert max(seen) <= 1
 
