@@ -164,7 +164,7 @@ def run_generate(options: argparse.Namespace) -> int:
     pipeline = _open_pipeline(options)
     settings = pipeline.resolve(_settings(options))
     for text in sampling_warnings(settings, pipeline.release):
-        warnings.warn(text, stacklevel=1)
+        print(f"warning: {text}", file=sys.stderr)
     decoder = {None: None, "image": "movq", "video": "video_movq"}[options.decoder]
     with Bars() as bars:
         clip = pipeline.sample(
@@ -184,7 +184,7 @@ def run_generate(options: argparse.Namespace) -> int:
     where = written[0] if len(written) == 1 else f"{written[0]} .. {written[-1].name}"
     print(
         f"{where}: {len(clip.latents)} frames of {settings.width} x {settings.height} at {clip.fps:g} frames per "
-        f"second, seed {settings.seed}, {describe_sampling(settings, pipeline.release)}"
+        f"second, seed {settings.seed}, {describe_sampling(settings)}"
     )
     print(
         ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in clip.seconds.items())

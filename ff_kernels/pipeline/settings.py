@@ -131,7 +131,7 @@ def _with_steps(settings: Settings, release: Release) -> Settings:
     )
 
 
-def describe_sampling(settings: Settings, release: Release) -> str:
+def describe_sampling(settings: Settings) -> str:
     """Return what a run of resolved settings takes, as words for the line after it."""
 
     def words(plan: Plan, steps: int) -> str:
