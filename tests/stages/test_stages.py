@@ -113,7 +113,9 @@ def test_a_plan_gives_every_clip_the_same_alone_and_in_a_batch(name, plan):
     together = stage(BOTH, [7, 8], plan=plan)
     assert together.isfinite().all()
     assert relative(stage(slice(1, 2), [8], plan=plan, stacked=False)[0], together[1]) < 1e-3
-    assert relative(together, stage(BOTH, [7, 8])) > 0.01
+    # The interpolation of release 1.1 is DDPM with true times already.
+    is_released = name == "video_v11" and plan.solver == "ddpm"
+    assert (relative(together, stage(BOTH, [7, 8])) < 1e-5) == is_released
 
 
 def test_guidance_everywhere_is_no_interval_and_guidance_nowhere_is_a_scale_of_zero():
