@@ -67,15 +67,9 @@ class _Told:
 
 
 def keyframe_forward(
-    unet: KeyframeUNet,
-    x: Tensor,
-    time: Tensor,
-    context: Tensor,
-    mask: Tensor,
-    positions: Tensor,
-    clip_length: int,
+    unet: KeyframeUNet, x: Tensor, time: Tensor, context: Tensor, mask: Tensor, positions: Tensor, clip_length: int,
     precision: Precision = PLAIN,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Predict the noise of stacked branches.
 
     Args:
@@ -97,15 +91,9 @@ def keyframe_forward(
 
 
 def interpolation_forward(
-    unet: InterpolationUNet,
-    x: Tensor,
-    time: Tensor,
-    context: Tensor,
-    mask: Tensor,
-    skip_frames: Tensor,
-    num_gaps: int,
-    precision: Precision = PLAIN,
-) -> Tensor:
+    unet: InterpolationUNet, x: Tensor, time: Tensor, context: Tensor, mask: Tensor, skip_frames: Tensor,
+    num_gaps: int, precision: Precision = PLAIN,
+) -> Tensor:  # fmt: skip
     """Predict v of stacked branches: ``x`` ``[N, 20, h, w]`` to ``[N, 12, h, w]``.
 
     ``skip_frames`` are ``[N]`` integers 0..19, ``num_gaps`` the samples of one clip; the rest as in
@@ -132,14 +120,9 @@ def keyframe_step(
 
 
 def interpolation_step(
-    unet: InterpolationUNet,
-    x: Tensor,
-    ends: tuple[Tensor, Tensor],
-    timestep: Tensor,
-    texts: Texts,
-    skip_frames: Tensor,
-    precision: Precision = PLAIN,
-) -> Tensor:
+    unet: InterpolationUNet, x: Tensor, ends: tuple[Tensor, Tensor], timestep: Tensor, texts: Texts,
+    skip_frames: Tensor, precision: Precision = PLAIN,
+) -> Tensor:  # fmt: skip
     """Stack both guidance branches of one clip and predict: ``x`` ``[G, 12, h, w]`` to ``[2G, 12, h, w]``.
 
     ``ends`` are the left and right keyframes ``[G, 4, h, w]``; ``timestep`` and ``skip_frames`` are ``[G]``.

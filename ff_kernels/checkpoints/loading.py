@@ -51,14 +51,9 @@ def build_network(kind: Kind, **options: Any) -> nn.Module:
 
 
 def load(
-    path: str | Path,
-    *,
-    stage: str | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    parity: Parity = "strict",
-) -> Loaded:
+    path: str | Path, *, stage: str | None = None, device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None, overrides: Mapping[str, Any] | None = None, parity: Parity = "strict",
+) -> Loaded:  # fmt: skip
     """Load a weights file.
 
     Args:
@@ -80,14 +75,9 @@ def load(
 
 
 def load_contents(
-    contents: Contents,
-    kind: Kind,
-    *,
-    stage: str | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    parity: Parity = "strict",
-) -> Loaded:
+    contents: Contents, kind: Kind, *, stage: str | None = None, device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None, parity: Parity = "strict",
+) -> Loaded:  # fmt: skip
     """Load an opened file whose kind is known; see ``load``."""
     require_parity(parity)
     if stage is not None and kind.stage != stage:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..stages.presets import PRESETS, RELEASED
+from . import options as shared
 
 PROMPT = "a large purple triangle moves up on a white background"
 # Two that move and two that hardly do, for weights that nothing can grade.
@@ -20,7 +21,7 @@ PROMPTS = (
 )
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_quality_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the measurement to ``bench``."""
     group = parser.add_argument_group("quality", "what fewer steps cost; all of these go with --quality")
     group.add_argument("--quality", action="store_true", help="measure presets instead of timing workloads")
@@ -32,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--prompt", action="append", help="with --model: what clips show (default: four of our own)")
     group.add_argument("--results", type=Path, metavar="FILE", help="keep figures here (.json), a picture beside it")
     group.add_argument("--time", action="store_true", help="only time the presets again, in results that are kept")
-    group.add_argument("--device", help="torch device (default: the best there is)")
+    group.add_argument("--device", help=shared.DEVICE_HELP)
 
 
 def run_quality(options: argparse.Namespace) -> int:

@@ -25,18 +25,10 @@ MakeRun = Callable[[Noise, int], Run]
 
 
 def interpolate_passes(
-    unet: InterpolationUNet | MaskedUNet,
-    frames: Tensor,
-    text: Text | None,
-    null_embedding: Tensor,
-    make_run: MakeRun,
-    *,
-    seed: int,
-    passes: int,
-    first: int = 0,
-    guidance_scale: float | None = None,
+    unet: InterpolationUNet | MaskedUNet, frames: Tensor, text: Text | None, null_embedding: Tensor,
+    make_run: MakeRun, *, seed: int, passes: int, first: int = 0, guidance_scale: float | None = None,
     steps: int | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Fill three frames into every gap, again and again: each pass with its own noise and its own frames to skip.
 
     Args:
@@ -71,16 +63,9 @@ def interpolate_passes(
 
 
 def interpolate(
-    unet: InterpolationUNet,
-    keyframes: Tensor,
-    text: Text | None,
-    null_embedding: Tensor,
-    run: Run,
-    *,
-    skip_frames: int,
-    guidance_scale: float | None = None,
-    steps: int | None = None,
-) -> Tensor:
+    unet: InterpolationUNet, keyframes: Tensor, text: Text | None, null_embedding: Tensor, run: Run, *,
+    skip_frames: int, guidance_scale: float | None = None, steps: int | None = None,
+) -> Tensor:  # fmt: skip
     """Fill three frames into every gap: one interpolation pass, T to 4T - 3.
 
     Args:
@@ -108,7 +93,8 @@ def interpolate(
     # Release 1.1: the unconditional half runs with every temporal merge switched off.
     merges: tuple[float | None, float | None] = (1.0, 0.0)
     if unet.config.family == "1.0":
-        # Release 1.0: the null text in both branches (models/RELEASES.md, "Two null tokens, whatever the prompt").
+        # Release 1.0: the null text in both branches, two tokens long (models/RELEASES.md,
+        # "Two null tokens, whatever the prompt").
         text, merges = Text.of(*null_context(null_embedding, len(keyframes), NULL_TOKENS_V10)), (None, None)
     elif text is None:
         raise InputError("interpolation of release 1.1 expected a prompt, got none: encode one and pass it")
@@ -123,16 +109,9 @@ def interpolate(
 
 
 def interpolate_masked(
-    unet: MaskedUNet,
-    keyframes: Tensor,
-    text: Text | None,
-    null_embedding: Tensor,
-    run: Run,
-    *,
-    skip_frames: int,
-    guidance_scale: float | None = None,
-    steps: int | None = None,
-) -> Tensor:
+    unet: MaskedUNet, keyframes: Tensor, text: Text | None, null_embedding: Tensor, run: Run, *, skip_frames: int,
+    guidance_scale: float | None = None, steps: int | None = None,
+) -> Tensor:  # fmt: skip
     """Fill three frames into every gap by Masked Frame Interpolation, the paper's baseline: T to 4T - 3.
 
     Every gap is a clip of five frames of its own, all of which are denoised; both ends are shown to the network and

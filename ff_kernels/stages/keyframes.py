@@ -71,17 +71,9 @@ def draw_start(
 
 
 def sample_keyframes(
-    unet: KeyframeUNet,
-    text: Text,
-    unconditional: Text,
-    run: Run,
-    *,
-    keyframes: int,
-    size: tuple[int, int],
-    first_frame: FirstFrame | None = None,
-    guidance_scale: float | None = None,
-    steps: int | None = None,
-) -> Tensor:
+    unet: KeyframeUNet, text: Text, unconditional: Text, run: Run, *, keyframes: int, size: tuple[int, int],
+    first_frame: FirstFrame | None = None, guidance_scale: float | None = None, steps: int | None = None,
+) -> Tensor:  # fmt: skip
     """Sample keyframes from text (release 1.0) or from text and a first frame (1.1).
 
     Args:
@@ -131,15 +123,9 @@ def sample_keyframes(
 
 
 def sample_picture(
-    unet: KeyframeUNet,
-    text: Text,
-    unconditional: Text,
-    run: Run,
-    *,
-    size: tuple[int, int],
-    guidance_scale: float | None = None,
-    steps: int | None = None,
-) -> Tensor:
+    unet: KeyframeUNet, text: Text, unconditional: Text, run: Run, *, size: tuple[int, int],
+    guidance_scale: float | None = None, steps: int | None = None,
+) -> Tensor:  # fmt: skip
     """Sample one picture per prompt with the keyframe U-Net of release 1.1 in image mode: ``[B, 4, h, w]`` latents.
 
     Arguments as in ``sample_keyframes``. Source: release 1.1, golden ``v11_pipeline`` (``image_latent``).

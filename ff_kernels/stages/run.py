@@ -148,12 +148,12 @@ def run_stage(
     )  # fmt: skip
 
 
-def sampling_schedule(sampling: Sampling, config: UNetConfig, plan: Plan = AS_RELEASED) -> Schedule:
+def sampling_schedule(sampling: Sampling, config: UNetConfig | None = None, plan: Plan = AS_RELEASED) -> Schedule:
     """Return the schedule of a stage: the release's own, or that of a plan through the levels the network learnt.
 
     Args:
         sampling: how the release samples the stage.
-        config: of the network.
+        config: of the network; the release's own formula does not read it.
         plan: solver and levels.
 
     Raises:

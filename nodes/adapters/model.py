@@ -191,18 +191,14 @@ class CoreModel(BaseModel):
         where = f"{kwargs.get('prompt_type') or 'the'} conditioning"
         require_stage(config, "keyframe", "model")
         context, mask = context_of(kwargs["cross_attn"], kwargs, self.null_embedding, config.context_dim, where)
-        out = {"c_crossattn": CONDRegular(context), "context_mask": CONDRegular(mask)}
-        if config.family == "1.1":
-            out.update(self._first_frame(where, **kwargs))
-        else:
-            first_frame_of(where, kwargs, "1.0", tuple(kwargs["noise"].movedim(2, 1).shape))
-        return out
+        first_frame = self._first_frame(where, **kwargs)
+        return {"c_crossattn": CONDRegular(context), "context_mask": CONDRegular(mask), **first_frame}
 
     def _first_frame(self, where: str, **kwargs: Any) -> dict[str, Any]:
         noise = kwargs["noise"]
         clips, channels, T, *size = noise.shape
         shape = (clips, T, channels, *size)
-        first_frame = first_frame_of(where, kwargs, "1.1", shape)
+        first_frame = first_frame_of(where, kwargs, self.network_config.family, shape)
         if first_frame is not None:
             source = SeededNoise(stage_seeds(int(kwargs.get("seed") or 0), clips, KEYFRAMES))
             _, shown = draw_start(source, shape, noise, first_frame)

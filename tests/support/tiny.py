@@ -7,7 +7,7 @@ from torch import nn
 
 from fusionframes.ff_kernels.models.configs import MoVQConfig, TextConfig, UNetConfig
 from fusionframes.ff_kernels.models.unets import UNETS
-from fusionframes.ff_kernels.verify.checks import fill_weights
+from fusionframes.ff_kernels.verify.cases import fill_weights
 
 CONTEXT = 24
 SIZES = {
