@@ -28,7 +28,7 @@ DOORS = {
     "checkpoints": "errors files models ops",
     "verify": "checkpoints errors models ops sampling stages",
     "pipeline": "checkpoints errors media models runtime sampling stages",
-    "bench": "checkpoints errors models ops runtime sampling stages",
+    "bench": "checkpoints demo errors files metrics models ops pipeline runtime sampling stages",
     "training": "errors files models sampling",
     "demo": "checkpoints errors files media metrics models pipeline sampling stages training",
     "paper": "bench checkpoints demo errors files media metrics models pipeline stages training",

@@ -9,6 +9,7 @@ from ..errors import InputError
 from ..stages.releases import DEMO_GUIDANCE_SCALE, MOTION_SCORES, V10, V11
 from . import options as shared
 from .progress import Bars
+from .sampling import add_sampling_options, chosen_sampling
 
 _SWITCHES = {
     "--mend": "mend the releases' mistakes that show: seams, black bars, 8-bit steps, uniform noise",
@@ -36,9 +37,8 @@ def add_clip_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=Path, help="picture to start from (release 1.1)")
     what = "2, 8 or 30 frames per second: 0, 1 or 2 interpolation passes (default: low, demo high)"
     parser.add_argument("--fps", choices=("low", "medium", "high"), help=what)
+    add_sampling_options(parser)
     for name, kind, what in (
-        ("--steps", int, f"sampling steps, 1..1000 (default {V10.keyframe.steps}; interpolation of 1.1: "
-         f"{V11.interpolation.steps})"),
         ("--guidance", float, "text guidance w of (w+1)*cond - w*uncond "
          f"(default {V10.keyframe.guidance_scale:g}, demo {DEMO_GUIDANCE_SCALE:g})"),
         ("--interpolation-guidance", float, "w of the interpolation (default "
@@ -65,6 +65,7 @@ def run_generate(options: argparse.Namespace) -> int:
     from ..media.pictures import read_image, write_image
     from ..media.sheet import contact_sheet
     from ..media.video import check_output
+    from ..pipeline.settings import describe_sampling, sampling_warnings
     from ..pipeline.writing import write_clip
 
     check_output(options.output)
@@ -75,6 +76,8 @@ def run_generate(options: argparse.Namespace) -> int:
     picture = None if options.image is None else read_image(options.image)
     pipeline = _open_pipeline(options)
     settings = pipeline.resolve(clip_settings(options))
+    for text in sampling_warnings(settings, pipeline.release):
+        print(f"warning: {text}", file=sys.stderr)
     decoder = {None: None, "image": "movq", "video": "video_movq"}[options.decoder]
     with Bars() as bars:
         clip, written = write_clip(
@@ -88,7 +91,7 @@ def run_generate(options: argparse.Namespace) -> int:
     where = written[0] if len(written) == 1 else f"{written[0]} .. {written[-1].name}"
     print(
         f"{where}: {len(clip.latents)} frames of {settings.width} x {settings.height} at {clip.fps:g} frames per "
-        f"second, seed {settings.seed}"
+        f"second, seed {settings.seed}, {describe_sampling(settings)}"
     )
     print(
         ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in clip.seconds.items())
@@ -124,7 +127,7 @@ def clip_settings(options: argparse.Namespace) -> Any:
     from ..pipeline.settings import Settings
 
     return Settings(
-        fps=options.fps, width=options.width, height=options.height, steps=options.steps,
+        fps=options.fps, width=options.width, height=options.height, **chosen_sampling(options),
         guidance_scale=options.guidance, image_guidance=options.image_guidance,
         interpolation_guidance=options.interpolation_guidance, motion_score=MOTION_SCORES[options.motion],
         keyframes=options.keyframes, seed=options.seed, is_mended=options.mend,

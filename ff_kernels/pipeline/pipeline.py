@@ -109,7 +109,8 @@ class Pipeline:
             needed = step_bytes(samples, size, unet.config.model_channels, self.dtype.itemsize)
             is_stacked = fits(needed, free_bytes(self.device))
         graphs = Graphs(CudaCapture(self.device)) if self.uses_graphs else None
-        return Run(noise, is_stacked, callback, self.networks.conditioner(stage), graphs)
+        plan = settings.plan if stage == "keyframe" else settings.interpolation_plan
+        return Run(noise, is_stacked, callback, self.networks.conditioner(stage), graphs, plan)
 
     @torch.inference_mode()
     def sample_keyframes(
@@ -123,7 +124,7 @@ class Pipeline:
             settings: resolved settings.
             negative: release 1.0: encoded negative prompts.
             first_frame: release 1.1: ``[B, 4, h, w]`` latents.
-            callback: see ``sample_ddpm``.
+            callback: see ``sample_latents``.
         """
         clips, size = text.context.shape[0], self._latent_size(settings)
         run = self._run(
@@ -177,7 +178,7 @@ class Pipeline:
             passes: how often to interpolate.
             first: number of the first pass, from 0: later passes see frames that are closer in time.
             text: the prompts, release 1.1.
-            callback: see ``sample_ddpm``.
+            callback: see ``sample_latents``.
         """
         stage = self.gap_stage
 
@@ -187,7 +188,7 @@ class Pipeline:
         return interpolate_passes(
             self.network(stage).network, keyframes.to(self.device), text, self.networks.null_embedding(stage), make_run,
             seed=settings.seed, passes=passes, first=first, guidance_scale=settings.interpolation_guidance,
-            steps=settings.steps if self.release.shares_steps else None,
+            steps=settings.interpolation_steps,
         )  # fmt: skip
 
     def decode(self, latents: Tensor, settings: Settings, **options: Any) -> Tensor:
