@@ -12,6 +12,7 @@ import secrets
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from .errors import FusionFramesError, OutputError
@@ -68,10 +69,12 @@ def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
         raise
 
 
+@cache
 def clear_leftovers(folder: Path) -> None:
     """Remove temporary files of processes of this machine that were killed while they wrote into a folder.
 
-    Windows keeps them: a process cannot be asked there whether it lives without ending it.
+    Once per folder and process, as a folder may hold very many files. Windows keeps them: a process cannot be asked
+    there whether it lives without ending it.
     """
     if os.name == "nt":
         return
