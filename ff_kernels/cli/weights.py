@@ -67,7 +67,7 @@ def run_info(options: argparse.Namespace) -> int:
         from ..runtime.devices import describe_devices
 
         for device_type, state in describe_devices():
-            print(f"{device_type:5} {state}; runs {', '.join(backends_of(device_type))}")
+            print(f"{device_type:5} {state}; implementations: {', '.join(backends_of(device_type))}")
         for operation, backend, state in describe_backends():
             print(f"{operation:18} {backend:8} {state}")
         return 0
