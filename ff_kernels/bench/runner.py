@@ -137,7 +137,7 @@ def measure(workload: Workload, repeats: int = REPEATS, *, uses_graphs: bool = T
 
 
 def _compare(workload: Workload, ours: Tensor, reference: Tensor) -> float:
-    ours, reference = ours.double(), reference.double()
+    ours, reference = ours.cpu().double(), reference.cpu().double()
     difference = ((ours - reference).norm() / reference.norm()).item()
     limit = LIMITS[workload.dtype]
     if not difference <= limit:

@@ -231,5 +231,5 @@ def expand_rows(values: Tensor | float | None, rows: int, device: torch.device) 
     """Turn a number or ``[1]`` or ``[rows]`` values into ``[rows]`` on ``device``; None stays None."""
     if values is None:
         return None
-    values = torch.as_tensor(values, device=device).reshape(-1)
+    values = torch.as_tensor(values).to(device).reshape(-1)
     return values.expand(rows) if values.shape[0] == 1 else values

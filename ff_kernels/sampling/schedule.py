@@ -187,7 +187,7 @@ def make_schedule_from_sigmas(sigmas: Tensor) -> Schedule:
     """
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise InputError(f"expected two or more sigmas, got {list(sigmas.shape)}: ask the schedule for more steps")
-    bars = 1 / (1 + sigmas.double().cpu().square())
+    bars = 1 / (1 + sigmas.cpu().double().square())
     steps = len(bars) - 1
     counts = torch.arange(steps - 1, -1, -1)
     draws = [bool(sigma > 0) for sigma in sigmas[1:]]

@@ -54,7 +54,7 @@ def relative_error(out: Tensor, expected: Tensor) -> float:
     """Return ``||out - expected|| / ||expected||``; infinite where shapes differ or a value is not finite."""
     if out.shape != expected.shape:
         return math.inf
-    out, expected = out.double(), expected.double()
+    out, expected = out.cpu().double(), expected.cpu().double()
     scale = expected.norm().item() or 1.0
     error = (out - expected).norm().item() / scale
     return error if math.isfinite(error) else math.inf
