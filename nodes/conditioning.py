@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from ..ff_kernels.errors import InputError
+from ..ff_kernels.media.pictures import fit_covering, to_rgb
 from ..ff_kernels.models.text_encoder import null_context
-from ..ff_kernels.pictures import fit_covering, to_rgb
 from ..ff_kernels.sampling.schedule import TRAIN_STEPS
-from ..ff_kernels.tokenizer import MAX_TOKENS
+from ..ff_kernels.stages.tokenizer import MAX_TOKENS
 from ._api import io, ui
 from ._compat import mm, show_text
 from .adapters.clip import KEY, CoreTextModel

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ff_kernels.decoding import blend_overlap, chunk_sizes, decode
 from ..ff_kernels.errors import InputError
-from ..ff_kernels.frames_io import contact_sheet
-from ..ff_kernels.pictures import to_rgb
+from ..ff_kernels.media.pictures import to_rgb
+from ..ff_kernels.media.sheet import contact_sheet
+from ..ff_kernels.stages.decoding import blend_overlap, chunk_sizes, decode
 from ._api import io
 from ._compat import check_interrupted, mm, progress_bar
 from .adapters.latent import latent_frames

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ..ff_kernels.errors import InputError, ShapeError
-from ..ff_kernels.masking import fill_missing, find_missing_runs, frame_mask
 from ..ff_kernels.sampling.noise import SeededNoise, pass_stream, stage_seeds
-from ..ff_kernels.stages import GAP_STAGES, SKIP_FRAMES, Run, Text
+from ..ff_kernels.stages.interpolation import GAP_STAGES, SKIP_FRAMES
+from ..ff_kernels.stages.masking import fill_missing, find_missing_runs, frame_mask
+from ..ff_kernels.stages.run import Run, Text
 from ._api import io
 from ._compat import mm
 from .adapters.conditioner import Loaded

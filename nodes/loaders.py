@@ -1,8 +1,8 @@
 """Loader nodes: files of the model folders to MODEL, CLIP and VAE."""
 
+from ..ff_kernels.checkpoints.folder import TOKENIZER_NAME
 from ..ff_kernels.errors import CheckpointError
-from ..ff_kernels.model_files import TOKENIZER_NAME
-from ..ff_kernels.tokenizer import Tokenizer
+from ..ff_kernels.stages.tokenizer import Tokenizer
 from ._api import io
 from ._compat import DTYPES, file_names, file_path
 from .adapters.clip import load_clip

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from ..ff_kernels.errors import ShapeError
+from ..ff_kernels.media.pictures import to_rgb
 from ..ff_kernels.metrics.clipsim import clipsim
 from ..ff_kernels.metrics.consistency import BRIGHTNESS_FLICKER, NEIGHBOUR, PIXEL_FLICKER, WARPING
 from ..ff_kernels.metrics.frames import compare_frames, measure_consistency
 from ..ff_kernels.metrics.plots import plot_frames
 from ..ff_kernels.metrics.tables import Measure, frame_table, measure_frames
-from ..ff_kernels.pictures import to_rgb
 from ._api import io
 from ._compat import check_interrupted, progress_bar, show_text
 from .adapters.clip_space import frame_encoder, prompt_encoder

@@ -7,20 +7,13 @@ import torch
 from ..ff_kernels.errors import InputError
 from ..ff_kernels.sampling.noise import KEYFRAMES, PICTURE, SeededNoise, stage_seeds
 from ..ff_kernels.sampling.schedule import make_schedule_v10, make_schedule_v11
-from ..ff_kernels.stages import Run, sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
+from ..ff_kernels.stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
+from ..ff_kernels.stages.run import Run
 from ._api import io
 from ._compat import mm, resize_empty
 from .adapters.conditioner import Loaded
 from .adapters.guider import TextImageGuider, ddpm_sampler
-from .adapters.latent import (
-    FIRST_FRAME,
-    MOTION_SCORE,
-    NOISE_LEVEL,
-    Conditioning,
-    as_latent,
-    latent_frames,
-    only_entry,
-)
+from .adapters.latent import FIRST_FRAME, MOTION_SCORE, NOISE_LEVEL, Conditioning, as_latent, latent_frames, only_entry
 from .adapters.model import (
     DEFAULT_MOTION_SCORE,
     DEFAULT_NOISE_LEVEL,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fusionframes.ff_kernels import __version__
-from fusionframes.ff_kernels.cli import build_parser
+from fusionframes.ff_kernels.cli.main import build_parser
 from fusionframes.ff_kernels.errors import InputError
 
 ROOT = Path(__file__).parents[1]

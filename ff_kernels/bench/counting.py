@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import InputError
-from ..roofline import Recording, record
 from .known_values import KnownValues
 from .precision import AUTOCAST
+from .recorder import Recording, record
 from .workloads import WORKLOADS, Workload, make_inputs, make_network, make_ready, our_call, prepare, reference_call
 
 _META = torch.device("meta")

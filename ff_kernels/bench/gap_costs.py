@@ -12,10 +12,10 @@ from ..models.configs import INTERPOLATION_V10, MASKED, UNetConfig
 from ..models.interpolation_unet import InterpolationUNet
 from ..models.masked_unet import MaskedUNet
 from ..models.text_encoder import NULL_TOKENS_V10
-from ..roofline import Recording, record
 from ..sampling.gaps import frames_after
-from ..stages import SKIP_FRAMES
+from ..stages.interpolation import SKIP_FRAMES
 from .known_values import KnownValues
+from .recorder import Recording, record
 from .workloads import make_ready
 
 _META = torch.device("meta")

@@ -10,18 +10,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..decoding import decode
-from ..folding import fold
+from ..checkpoints.folding import fold
 from ..models.conditions import Conditions
 from ..models.configs import INTERPOLATION_V10, KEYFRAME_V10, MOVQ, MoVQConfig, UNetConfig
 from ..models.interpolation_unet import InterpolationUNet
 from ..models.keyframe_unet import KeyframeUNet, keyframe_positions
 from ..models.movq import MoVQ
 from ..models.text_encoder import NULL_TOKENS_V10
-from ..stages import SKIP_FRAMES, Graphs, Text, step_function
+from ..stages.decoding import decode
+from ..stages.interpolation import SKIP_FRAMES
+from ..stages.run import StepRecorder, Text, step_function
 from .precision import PLAIN, Precision
-from .reference_movq import decode_frames
-from .reference_unet import Texts, interpolation_step, keyframe_step
+from .released_movq import decode_frames
+from .released_unet import Texts, interpolation_step, keyframe_step
 
 SEED = 20231113
 STEPS = 50
@@ -196,7 +197,7 @@ def our_call(
     network: nn.Module,
     inputs: Inputs,
     conditions: Conditions | None,
-    graphs: Graphs | None = None,
+    graphs: StepRecorder | None = None,
 ) -> Callable[[], Tensor]:
     """Return our formulation of the workload as a function of nothing; stacks the branches as the stages do."""
     if workload.stage == "decode":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..frames_io import atomic_path
+from ..files import atomic_path
 from .detection import Kind, detect
 from .loading import check_contents
 from .reading import LATENTS_KEY, METADATA_KEY, read_contents

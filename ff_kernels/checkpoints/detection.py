@@ -31,7 +31,7 @@ _TIED = ("shared.weight", "encoder.embed_tokens.weight")
 WHERE = {
     ("keyframe", "1.0"): "kandinsky_video.pt of huggingface.co/ai-forever/KandinskyVideo",
     ("interpolation", "1.0"): "kandinsky_video_interpolation.pt of huggingface.co/ai-forever/KandinskyVideo",
-    ("masked", "1.0"): "a run of python -m fusionframes.ff_kernels.demo.compare; the authors released none",
+    ("masked", "1.0"): "a run of python -m fusionframes.ff_kernels.paper; the authors released none",
     ("keyframe", "1.1"): "t2v.pt of huggingface.co/ai-forever/KandinskyVideo_1_1",
     ("interpolation", "1.1"): "interpolation.pt of huggingface.co/ai-forever/KandinskyVideo_1_1",
     ("movq", ""): "movq.pt of either KandinskyVideo repository",

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..folding import Parity, fold, require_parity
 from ..models.configs import MoVQConfig, TextConfig, UNetConfig
 from ..models.interpolation_unet import InterpolationUNet
 from ..models.keyframe_unet import KeyframeUNet
@@ -17,6 +16,7 @@ from ..models.masked_unet import MaskedUNet
 from ..models.movq import MoVQ
 from ..models.text_encoder import TextEncoder, TextProjection
 from .detection import NAMES, NULL_KEY, Kind, detect, places, split_tensors
+from .folding import Parity, fold, require_parity
 from .reading import Contents, read_contents
 
 _UNETS = {"keyframe": KeyframeUNet, "interpolation": InterpolationUNet, "masked": MaskedUNet}

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from ..models.masked_unet import GROUP_FRAMES
 from ..models.movq import MoVQ
 from ..sampling.schedule import make_schedule_v10
-from ..tokenizer import Tokenizer
-from .scenes import (
+from ..stages.tokenizer import Tokenizer
+from .world.scenes import (
     ATTRIBUTES,
     KEYFRAMES,
     MEDIUM_FRAMES,

@@ -14,15 +14,16 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..frames_io import contact_sheet, write_image
-from ..model_files import find_models
-from ..pipeline import Pipeline
-from ..settings import LEVELS, Settings
+from ..checkpoints.folder import find_models
+from ..media.pictures import write_image
+from ..media.sheet import contact_sheet
+from ..pipeline.pipeline import Pipeline
+from ..pipeline.settings import LEVELS, Settings
 from . import WEIGHTS
 from .batches import HELD_OUT_SCENES, draw_clip
-from .measure import measure_scene, score
 from .model import DEFAULTS
-from .scenes import ATTRIBUTES, FULL_FRAMES, KEYFRAMES, MEDIUM_FRAMES, Scene, frame_times
+from .world.measure import measure_scene, score
+from .world.scenes import ATTRIBUTES, FULL_FRAMES, KEYFRAMES, MEDIUM_FRAMES, Scene, frame_times
 
 # What the shipped weights must reach: shares of held-out captions, PSNR in dB (shared with the tests).
 THRESHOLDS = {"color": 0.97, "size": 0.95, "shape": 0.92, "background": 0.92, "motion": 0.85, "all": 0.70,

@@ -31,10 +31,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.movq import MoVQ
-from ..tokenizer import Tokenizer
+from ..stages.tokenizer import Tokenizer
 from . import batches
 from .batches import LatentClips
-from .scenes import (
+from .world.scenes import (
     BACKGROUNDS,
     IMAGE_SIZE,
     KEYFRAMES,

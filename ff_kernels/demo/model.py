@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from ..model_files import find_models
-from ..pipeline import Pipeline
-from ..settings import Settings
+from ..checkpoints.folder import find_models
+from ..pipeline.pipeline import Pipeline
+from ..pipeline.settings import Settings
 from . import WEIGHTS
 
 # At 0.2, 0.5, 1 and 2 all of 64 captions were drawn as they say, as the captions are learnt well without guidance.

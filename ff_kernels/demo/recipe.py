@@ -9,7 +9,7 @@ decoder: 800 steps without squares, then 900 with them; the video decoder starte
 from dataclasses import replace
 
 from ..models.configs import MoVQConfig, TextConfig, UNetConfig
-from .training import Fit
+from ..training.loop import Fit
 
 CONTEXT_DIM = 64
 VOCABULARY = 160

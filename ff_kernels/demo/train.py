@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..errors import FusionFramesError
-from .stages import STAGES, Workshop, run_stage
+from .steps import STAGES, Workshop, run_stage
 
 # Float32 won on the machine of the shipped weights: its tiny layers are bound by memory and call overhead.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, ShapeError
-from .clips import ClipFiles, find_clips, pair_clips
+from ..media.clips import ClipFiles, find_clips, pair_clips
 from .consistency import FIRST_FRAME, NEIGHBOUR_LPIPS, TemporalConsistency
 from .features import Features
 from .fidelity import fidelity_curves

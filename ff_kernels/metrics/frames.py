@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .clips import CHUNK_FRAMES
+from ..media.clips import CHUNK_FRAMES
 from .consistency import FIRST_FRAME, TemporalConsistency
 from .evaluation import UNITS, Progress, measure_pair
 from .fidelity import check_pair

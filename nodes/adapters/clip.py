@@ -10,7 +10,7 @@ from ...ff_kernels.checkpoints.loading import cast_tensors
 from ...ff_kernels.errors import InputError
 from ...ff_kernels.models.configs import TextConfig
 from ...ff_kernels.models.text_encoder import TextEncoder, TextProjection, project_context
-from ...ff_kernels.tokenizer import MAX_TOKENS, Tokenizer
+from ...ff_kernels.stages.tokenizer import MAX_TOKENS, Tokenizer
 from .._compat import ClipTarget, CoreCLIP, manual_cast, set_factory
 from .files import Weights
 from .latent import NULL

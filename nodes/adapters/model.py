@@ -17,10 +17,10 @@ from ...ff_kernels.models.masked_unet import MaskedUNet
 from ...ff_kernels.models.unet import UNet
 from ...ff_kernels.ops.eager.step import clip_to_quantile, clip_to_range
 from ...ff_kernels.ops.step import THRESHOLD_V10
+from ...ff_kernels.pipeline.settings import Settings
 from ...ff_kernels.sampling.noise import KEYFRAMES, SeededNoise, stage_seeds
 from ...ff_kernels.sampling.samplers import add_noise
 from ...ff_kernels.sampling.schedule import make_schedule_v11, told_sigmas
-from ...ff_kernels.settings import Settings
 from .._compat import (
     EPS,
     ON_CLEANUP,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...ff_kernels.errors import InputError
 from ...ff_kernels.models.text_encoder import null_context
-from ...ff_kernels.stages import Text
+from ...ff_kernels.stages.run import Text
 from .latent import NULL, Conditioning, only_entry
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ...ff_kernels.checkpoints.loading import cast_tensors
-from ...ff_kernels.decoding import chunk_sizes, decode
 from ...ff_kernels.errors import InputError, ShapeError
 from ...ff_kernels.models.movq import MoVQ
+from ...ff_kernels.stages.decoding import chunk_sizes, decode
 from .._compat import (
     CoreVAE,
     archive_dtypes,

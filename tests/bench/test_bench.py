@@ -8,7 +8,7 @@ from support.tiny import INTERPOLATION_V10, KEYFRAME_V10, MOVQ
 
 from fusionframes.ff_kernels.bench import runner, workloads
 from fusionframes.ff_kernels.bench.workloads import WORKLOADS, Workload
-from fusionframes.ff_kernels.cli import main
+from fusionframes.ff_kernels.cli.main import main
 from fusionframes.ff_kernels.errors import InputError
 from fusionframes.ff_kernels.runtime.graph import Graphs
 

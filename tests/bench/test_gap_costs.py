@@ -5,11 +5,11 @@ import torch
 from support import tiny
 
 from fusionframes.ff_kernels.bench import gap_costs
-from fusionframes.ff_kernels.cli import main
+from fusionframes.ff_kernels.bench.recorder import record
+from fusionframes.ff_kernels.cli.main import main
 from fusionframes.ff_kernels.models.configs import INTERPOLATION_V10, MASKED
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
 from fusionframes.ff_kernels.models.masked_unet import MaskedUNet
-from fusionframes.ff_kernels.roofline import record
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from torch import nn
 
 from fusionframes.ff_kernels.bench.counting import figure, record_reference, roofline_seconds
 from fusionframes.ff_kernels.bench.known_values import KnownValues
+from fusionframes.ff_kernels.bench.recorder import Cost, Recording, record
 from fusionframes.ff_kernels.bench.workloads import WORKLOADS
-from fusionframes.ff_kernels.roofline import Cost, Recording, record
 
 
 def meta(*shape, dtype=torch.float32):

@@ -5,11 +5,11 @@ import torch
 
 from fusionframes.ff_kernels.bench.counting import TARGETS, figure, record_ours
 from fusionframes.ff_kernels.bench.known_values import KnownValues
+from fusionframes.ff_kernels.bench.recorder import record
 from fusionframes.ff_kernels.bench.workloads import WORKLOADS
 from fusionframes.ff_kernels.models import blocks
 from fusionframes.ff_kernels.models.configs import INTERPOLATION_V11
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
-from fusionframes.ff_kernels.roofline import record
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 
 from fusionframes.ff_kernels.demo.evaluate import true_clips
 from fusionframes.ff_kernels.demo.model import demo_pipeline
-from fusionframes.ff_kernels.settings import Settings
+from fusionframes.ff_kernels.pipeline.settings import Settings
 
 STEPS = 6
 

@@ -12,10 +12,10 @@ from fusionframes.ff_kernels.demo.evaluate import (
     reconstruction_psnr,
     true_clips,
 )
-from fusionframes.ff_kernels.demo.measure import measure_scene
 from fusionframes.ff_kernels.demo.model import demo_pipeline
-from fusionframes.ff_kernels.demo.scenes import ATTRIBUTES, FULL_FRAMES, KEYFRAMES, MEDIUM_FRAMES, is_held_out
-from fusionframes.ff_kernels.settings import Settings
+from fusionframes.ff_kernels.demo.world.measure import measure_scene
+from fusionframes.ff_kernels.demo.world.scenes import ATTRIBUTES, FULL_FRAMES, KEYFRAMES, MEDIUM_FRAMES, is_held_out
+from fusionframes.ff_kernels.pipeline.settings import Settings
 
 # Captions of the smaller sample; a share may fall short of its threshold by what one caption weighs.
 CAPTIONS = 24

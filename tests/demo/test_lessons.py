@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from fusionframes.ff_kernels.checkpoints.folder import TOKENIZER_NAME
 from fusionframes.ff_kernels.demo import WEIGHTS, batches, lessons
-from fusionframes.ff_kernels.demo.scenes import KEYFRAMES, SHAPES, Scene, is_held_out, reversed_scene
-from fusionframes.ff_kernels.model_files import TOKENIZER_NAME
-from fusionframes.ff_kernels.tokenizer import Tokenizer
+from fusionframes.ff_kernels.demo.world.scenes import KEYFRAMES, SHAPES, Scene, is_held_out, reversed_scene
+from fusionframes.ff_kernels.stages.tokenizer import Tokenizer
 
 LEFT = Scene("small", "red", "circle", "left", "black")
 RIGHT = Scene("small", "red", "circle", "right", "black")

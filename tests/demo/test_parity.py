@@ -5,7 +5,7 @@ import torch
 
 from fusionframes.ff_kernels.demo.model import demo_pipeline
 from fusionframes.ff_kernels.metrics.fidelity import psnr
-from fusionframes.ff_kernels.settings import Settings
+from fusionframes.ff_kernels.pipeline.settings import Settings
 
 PROMPT = "a large red circle grows on a white background"
 

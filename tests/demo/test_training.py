@@ -6,21 +6,23 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fusionframes.ff_kernels.demo import batches, objectives, recipe, stages
-from fusionframes.ff_kernels.demo.initial import initialise
-from fusionframes.ff_kernels.demo.latents import fit_latents_to_range
-from fusionframes.ff_kernels.demo.scenes import is_held_out, reversed_scene
+from fusionframes.ff_kernels.checkpoints.folder import find_models
+from fusionframes.ff_kernels.demo import batches, recipe
+from fusionframes.ff_kernels.demo import steps as stages
+from fusionframes.ff_kernels.demo.start.latents import fit_latents_to_range
 from fusionframes.ff_kernels.demo.train import main
-from fusionframes.ff_kernels.demo.training import Course, Fit, fingerprint, learning_rate_at, train
+from fusionframes.ff_kernels.demo.world.scenes import is_held_out, reversed_scene
 from fusionframes.ff_kernels.errors import CheckpointError
-from fusionframes.ff_kernels.model_files import find_models
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
 from fusionframes.ff_kernels.models.masked_unet import MaskedUNet
 from fusionframes.ff_kernels.models.movq import MoVQ
-from fusionframes.ff_kernels.pipeline import Pipeline
+from fusionframes.ff_kernels.pipeline.pipeline import Pipeline
+from fusionframes.ff_kernels.pipeline.settings import Settings
 from fusionframes.ff_kernels.sampling.gaps import join_gaps
-from fusionframes.ff_kernels.settings import Settings
-from fusionframes.ff_kernels.tokenizer import Tokenizer
+from fusionframes.ff_kernels.stages.tokenizer import Tokenizer
+from fusionframes.ff_kernels.training import losses as objectives
+from fusionframes.ff_kernels.training.initial import initialise
+from fusionframes.ff_kernels.training.loop import Course, Fit, fingerprint, learning_rate_at, train
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +91,7 @@ def test_train_learns_and_keeps_the_average(tmp_path):
 
 
 def test_train_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("fusionframes.ff_kernels.demo.training.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("fusionframes.ff_kernels.training.loop.SAVE_EVERY_S", 0.0)
     quiet = fitted(tmp_path / "quiet.pt")
     whole = fitted(tmp_path / "whole.pt", kind=NoisyLine)
     resumed = fitted(tmp_path / "resumed.pt", steps_first=25, kind=NoisyLine)
@@ -341,7 +343,7 @@ def test_initialise_leaves_every_video_decoder_equal_to_the_image_decoder(flags)
 
 def test_train_tokenizer_covers_every_caption_word():
     tokenizer = Tokenizer(stages.train_tokenizer())
-    from fusionframes.ff_kernels.demo.scenes import caption_corpus
+    from fusionframes.ff_kernels.demo.world.scenes import caption_corpus
 
     for caption in caption_corpus(3, 200):
         assert tokenizer.processor.unk_id() not in tokenizer.encode(caption).ids

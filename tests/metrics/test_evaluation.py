@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fusionframes.ff_kernels.cli import main
+from fusionframes.ff_kernels.cli.main import main
 from fusionframes.ff_kernels.errors import InputError, ShapeError
-from fusionframes.ff_kernels.frames_io import write_frames
+from fusionframes.ff_kernels.media.video import write_frames
 from fusionframes.ff_kernels.metrics.consistency import temporal_curves
 from fusionframes.ff_kernels.metrics.evaluation import Networks, evaluate, measure_pair
 from fusionframes.ff_kernels.metrics.fidelity import fidelity_curves

@@ -4,8 +4,8 @@ import pytest
 import torch
 from support.tiny import INTERPOLATION_V10, MASKED, context, draw, relative, unet
 
+from fusionframes.ff_kernels.checkpoints.folding import fold
 from fusionframes.ff_kernels.errors import InputError, ShapeError
-from fusionframes.ff_kernels.folding import fold
 from fusionframes.ff_kernels.models import configs
 from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet
 from fusionframes.ff_kernels.models.masked_unet import GROUP_FRAMES, MaskedUNet

@@ -5,7 +5,7 @@ import torch
 from support.tiny import KEYFRAME_V10, KEYFRAME_V11, context, draw, relative, unet
 from torch import nn
 
-from fusionframes.ff_kernels.folding import fold
+from fusionframes.ff_kernels.checkpoints.folding import fold
 from fusionframes.ff_kernels.models import blocks
 from fusionframes.ff_kernels.models.blocks import add_feed_forward, samples_at_once
 from fusionframes.ff_kernels.models.keyframe_unet import keyframe_positions

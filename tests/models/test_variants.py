@@ -9,10 +9,10 @@ from support.tiny import KEYFRAME_V10, KEYFRAME_V11, context, draw, relative, un
 from fusionframes.ff_kernels.bench.sizes import keyframe_parameters, variant_lines
 from fusionframes.ff_kernels.checkpoints.conversion import write_checkpoint
 from fusionframes.ff_kernels.checkpoints.detection import Kind
+from fusionframes.ff_kernels.checkpoints.folding import fold
 from fusionframes.ff_kernels.checkpoints.loading import load
-from fusionframes.ff_kernels.cli import main
+from fusionframes.ff_kernels.cli.main import main
 from fusionframes.ff_kernels.errors import InputError, ShapeError
-from fusionframes.ff_kernels.folding import fold
 from fusionframes.ff_kernels.models import temporal_blocks
 from fusionframes.ff_kernels.models.conditions import Step
 from fusionframes.ff_kernels.models.configs import (

@@ -4,8 +4,8 @@ from support.tiny import INTERPOLATION_V10, INTERPOLATION_V11, KEYFRAME_V10, KEY
 from torch import nn
 
 from fusionframes.ff_kernels.bench.known_values import KnownValues
+from fusionframes.ff_kernels.bench.recorder import record
 from fusionframes.ff_kernels.bench.workloads import WORKLOADS, make_inputs, make_network, our_call, prepare
-from fusionframes.ff_kernels.roofline import record
 from fusionframes.ff_kernels.runtime.parking import Parked, park
 
 

@@ -8,11 +8,7 @@ from fusionframes.ff_kernels.ops.eager.step import clip_to_quantile, mix_branche
 from fusionframes.ff_kernels.ops.step import THRESHOLD_V10
 from fusionframes.ff_kernels.sampling.guidance import in_turn, text_image_weights, text_weights
 from fusionframes.ff_kernels.sampling.noise import SeededNoise
-from fusionframes.ff_kernels.sampling.samplers import (
-    Stopped,
-    add_noise,
-    sample_ddpm,
-)
+from fusionframes.ff_kernels.sampling.samplers import Stopped, add_noise, sample_ddpm
 from fusionframes.ff_kernels.sampling.schedule import make_schedule_v10, make_schedule_v11
 
 TARGET = draw(3, 4, 2, 2, seed=9).clamp(-1, 1)

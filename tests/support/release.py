@@ -9,10 +9,10 @@ from torch import nn
 
 from fusionframes.ff_kernels.checkpoints.conversion import write_checkpoint
 from fusionframes.ff_kernels.checkpoints.detection import Kind
-from fusionframes.ff_kernels.demo.stages import train_tokenizer
+from fusionframes.ff_kernels.demo.steps import train_tokenizer
 from fusionframes.ff_kernels.models.movq import MoVQ
 from fusionframes.ff_kernels.models.text_encoder import TextEncoder, TextProjection
-from fusionframes.ff_kernels.reference import fill_weights
+from fusionframes.ff_kernels.verify.checks import fill_weights
 
 from . import tiny
 

@@ -9,7 +9,7 @@ from fusionframes.ff_kernels.models.configs import MoVQConfig, TextConfig, UNetC
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
 from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet
 from fusionframes.ff_kernels.models.masked_unet import MaskedUNet
-from fusionframes.ff_kernels.reference import fill_weights
+from fusionframes.ff_kernels.verify.checks import fill_weights
 
 CONTEXT = 24
 SIZES = {

@@ -12,7 +12,7 @@ from fusionframes.ff_kernels.checkpoints.loading import build_network
 from fusionframes.ff_kernels.models.configs import MoVQConfig, TextConfig
 from fusionframes.ff_kernels.models.keyframe_unet import keyframe_positions
 from fusionframes.ff_kernels.models.text_encoder import TextProjection
-from fusionframes.ff_kernels.reference import fill_weights
+from fusionframes.ff_kernels.verify.checks import fill_weights
 from support import tiny
 
 OVERRIDES = {"head_dim": 16, "groups": 8}

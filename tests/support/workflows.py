@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fusionframes.ff_kernels.demo.evaluate import true_clips
-from fusionframes.ff_kernels.frames_io import write_frames
+from fusionframes.ff_kernels.media.video import write_frames
 
 from . import release
 

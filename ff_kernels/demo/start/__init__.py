@@ -1,0 +1,1 @@
+"""Start values of the demo's networks: what is fitted before anything is trained."""

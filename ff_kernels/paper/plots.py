@@ -1,0 +1,115 @@
+"""Results as pictures, drawn with Pillow: a bar per row, a line for the spread, a dot per seed."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ..demo.world.scenes import FULL_FRAMES, MEDIUM_FRAMES
+from ..media.pictures import write_image
+from ..metrics.plots import tick_labels, ticks
+from . import decoders, gaps, variants
+
+_NAME_PX, _PANEL_PX, _GAP_PX, _ROW_PX, _HEAD_PX, _FOOT_PX = 150, 190, 22, 24, 28, 24
+_TEXT_PX, _DOT_PX, _TICKS = 12, 2.2, 4
+# Drawn larger and reduced, as Pillow's lines have no soft edges of their own.
+_SCALE = 2
+_INK, _GRID, _BAR = "#303030", "#dddddd", "#8fb8d8"
+# Group to panels: the number and its title.
+PANELS: dict[str, tuple[tuple[str, str], ...]] = {
+    variants.GROUP: (
+        ("color", "color"),
+        ("shape", "shape"),
+        ("background", "background"),
+        ("motion", "motion"),
+        ("warping", "warping error"),
+    ),
+    gaps.GROUP: (
+        (f"PSNR {MEDIUM_FRAMES}", "PSNR, 5 to 17 frames (dB)"),
+        (f"PSNR {FULL_FRAMES}", "PSNR, 5 to 65 frames (dB)"),
+        (f"SSIM {MEDIUM_FRAMES}", "SSIM, 17 frames"),
+        (f"SSIM {FULL_FRAMES}", "SSIM, 65 frames"),
+    ),
+    decoders.GROUP: (("PSNR", "PSNR (dB)"), ("SSIM", "SSIM")),
+}
+Rows = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+def draw_plots(results: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write one picture per group of the results into a folder and return their paths."""
+    paths = []
+    for group, panels in PANELS.items():
+        if group in results:
+            paths.append(folder / f"{group}.png")
+            write_image(plot_rows(results[group]["rows"], panels), paths[-1])
+    return paths
+
+
+def plot_rows(rows: Rows, panels: Sequence[tuple[str, str]]) -> Image.Image:
+    """Return a picture with one panel per number and the rows downwards.
+
+    Args:
+        rows: row to seed to numbers; a row without a number has no bar in its panel.
+        panels: number and title.
+    """
+    width = _NAME_PX + len(panels) * (_PANEL_PX + _GAP_PX)
+    height = _HEAD_PX + _ROW_PX * len(rows) + _FOOT_PX
+    picture = Image.new("RGB", (width * _SCALE, height * _SCALE), "white")
+    draw = ImageDraw.Draw(picture)
+    for place, name in enumerate(rows):
+        _write(draw, (_NAME_PX - 8, _HEAD_PX + _ROW_PX * (place + 0.5)), name, "rm")
+    for i, (key, title) in enumerate(panels):
+        left = _NAME_PX + i * (_PANEL_PX + _GAP_PX)
+        _write(draw, (left, _HEAD_PX / 2), title, "lm")
+        values = [[numbers[key] for numbers in seeds.values() if key in numbers] for seeds in rows.values()]
+        _draw_panel(draw, left, values)
+    return picture.resize((width, height), Image.Resampling.BOX)
+
+
+def axis_range(values: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the ends of an axis: from zero, or from near the smallest value where all are close together."""
+    flat = [value for row in values for value in row]
+    low, high = min(flat), max(flat)
+    # Tenths of a decibel would not be seen on an axis from zero.
+    start = 0.0 if low < 0.5 * high else low - 0.3 * (high - low or abs(high) or 1.0)
+    return start, high + 0.05 * (high - start or 1.0)
+
+
+def _draw_panel(draw: ImageDraw.ImageDraw, left: float, values: Sequence[Sequence[float]]) -> None:
+    # A line for the spread may reach past the last dot.
+    low, high = axis_range([[*row, statistics.fmean(row) + _deviation(row)] for row in values if row])
+    bottom = _HEAD_PX + _ROW_PX * len(values)
+
+    def x(value: float) -> float:
+        return left + (value - low) / (high - low) * _PANEL_PX
+
+    marks = ticks(low, high, _TICKS)
+    for value, label in zip(marks, tick_labels(marks), strict=True):
+        _line(draw, [(x(value), _HEAD_PX), (x(value), bottom)], _GRID)
+        _write(draw, (x(value), bottom + 4), label, "ma")
+    for place, row in enumerate(values):
+        if not row:
+            continue
+        middle = _HEAD_PX + _ROW_PX * (place + 0.5)
+        mean, deviation = statistics.fmean(row), _deviation(row)
+        corners = (left, middle - 7, max(left, x(mean)), middle + 7)
+        draw.rectangle([side * _SCALE for side in corners], fill=_BAR)
+        _line(draw, [(max(left, x(mean - deviation)), middle), (x(mean + deviation), middle)], _INK)
+        for value in row:
+            dot = (x(value) - _DOT_PX, middle - _DOT_PX, x(value) + _DOT_PX, middle + _DOT_PX)
+            draw.ellipse([side * _SCALE for side in dot], fill=_INK)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _line(draw: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]], colour: str) -> None:
+    draw.line([(x * _SCALE, y * _SCALE) for x, y in points], fill=colour, width=_SCALE)
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, anchor: str) -> None:
+    font = ImageFont.load_default(_TEXT_PX * _SCALE)
+    draw.text((place[0] * _SCALE, place[1] * _SCALE), text, fill=_INK, font=font, anchor=anchor)

@@ -1,0 +1,1 @@
+"""The proof: numbers of the authors' code against the engine."""

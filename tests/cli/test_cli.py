@@ -1,0 +1,239 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import av
+import pytest
+from PIL import Image
+
+from fusionframes.ff_kernels.cli import main as cli
+from fusionframes.ff_kernels.cli.main import main
+from fusionframes.ff_kernels.demo import WEIGHTS
+from fusionframes.ff_kernels.demo.model import demo_pipeline
+from fusionframes.ff_kernels.media import video
+from fusionframes.ff_kernels.pipeline.settings import Settings
+
+PROMPT = "a large purple triangle moves up on a white background"
+QUICK = ["--steps", "2", "--fps", "low"]
+
+
+def generate(*arguments: str | Path) -> int:
+    return main(["generate", *map(str, arguments)])
+
+
+def frames_of(path: Path) -> list:
+    with av.open(str(path)) as container:
+        return list(container.decode(video=0))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
+def test_generate_writes_a_playable_file(tmp_path, capsys, suffix):
+    assert generate(PROMPT, "-o", tmp_path / f"out{suffix}", *QUICK) == 0
+    frames = frames_of(tmp_path / f"out{suffix}")
+    assert len(frames) == 5
+    assert (frames[0].width, frames[0].height) == (64, 64)
+    printed = capsys.readouterr()
+    assert "5 frames of 64 x 64 at 2 frames per second, seed 0" in printed.out
+    assert "keyframes" in printed.out
+    assert "peak memory" in printed.out
+    assert printed.err.count("using the demo model") == 1
+
+
+def test_generate_medium_level_png_sequence_and_storyboard(tmp_path):
+    assert (
+        generate(
+            PROMPT, "-o", tmp_path / "f.png", "--steps", "2", "--fps", "medium", "--storyboard", tmp_path / "sheet.png"
+        )
+        == 0
+    )
+    assert len(list(tmp_path.glob("f_*.png"))) == 17
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width >= 3 * 128
+
+
+def test_generate_same_seed_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        assert generate(PROMPT, "-o", tmp_path / f"{name}.gif", *QUICK, "--seed", "5") == 0
+    assert generate(PROMPT, "-o", tmp_path / "c.gif", *QUICK, "--seed", "6") == 0
+    contents = [(tmp_path / f"{name}.gif").read_bytes() for name in "abc"]
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_generate_writes_the_frames_of_the_pipeline(tmp_path):
+    assert generate(PROMPT, "-o", tmp_path / "f.png", "--steps", "2", "--fps", "medium") == 0
+    frames = demo_pipeline().generate(PROMPT, Settings(steps=2, fps="medium")).frames
+    files = video.write_frames(frames, tmp_path / "g.png", 8)
+    assert [file.read_bytes() for file in files] == [file.read_bytes() for file in sorted(tmp_path.glob("f_*.png"))]
+
+
+def test_generate_options_reach_the_model(tmp_path, capsys):
+    assert (
+        generate(
+            PROMPT,
+            "-o",
+            tmp_path / "o.gif",
+            *QUICK,
+            "--negative",
+            "a small red circle",
+            "--guidance",
+            "1",
+            "--width",
+            "72",
+            "--height",
+            "48",
+            "--keyframes",
+            "4",
+            "--low-memory",
+            "--decoder",
+            "video",
+            "--mend",
+            "--dtype",
+            "bfloat16",
+            "--device",
+            "cpu",
+        )
+        == 0
+    )
+    assert "4 frames of 72 x 48" in capsys.readouterr().out
+
+
+WRONG = {
+    "width": (["--width", "65"], "width.*multiple of 8 pixels, got 65"),
+    "height": (["--height", "0"], "height.*got 0"),
+    "model": (["--model", "nowhere"], "no folder at 'nowhere'"),
+    "steps_zero": (["--steps", "0"], "1 to 1000 steps, got 0"),
+    "steps_negative": (["--steps", "-4"], "got -4"),
+    "steps_word": (["--steps", "many"], "invalid int value: 'many'"),
+    "seed": (["--seed", "-1"], "got -1"),
+    "device": (["--device", "abacus"], "got 'abacus'"),
+    "image_missing": (["--image", "absent.png"], "absent.png"),
+    "image_for_v10": (["--image", "IMAGE"], r"release 1\.0"),
+    "fps": (["--fps", "60"], "invalid choice: '60'"),
+    "storyboard": (["--storyboard", "absent/sheet.png"], "absent"),
+    "storyboard_suffix": (["--storyboard", "sheet.txt"], r"sheet\.txt"),
+    "unknown": (["--wings", "2"], "wings"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_generate_wrong_argument_is_one_sentence_and_status_2(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 4)).save(tmp_path / "IMAGE.png")
+    arguments, named = WRONG[name]
+    arguments = ["IMAGE.png" if a == "IMAGE" else a for a in arguments]
+    before = sorted(tmp_path.iterdir())
+    assert generate(PROMPT, "-o", "out.mp4", *QUICK, *arguments) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fusionframes: ")]
+    assert_matches(line, named)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def assert_matches(line: str, pattern: str) -> None:
+    import re
+
+    assert re.search(pattern, line), line
+
+
+@pytest.mark.parametrize(("output", "named"), [("out.avi", r"out\.avi"), ("absent/out.mp4", "absent"), ("out", "out")])
+def test_generate_wrong_output_is_found_before_any_work(tmp_path, monkeypatch, capsys, output, named):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_open_pipeline", lambda options: pytest.fail("work began"))
+    assert generate(PROMPT, "-o", output) == 2
+    assert_matches(capsys.readouterr().err, named)
+
+
+@pytest.mark.parametrize("prompt", ["", "   "])
+def test_generate_empty_prompt_is_refused(tmp_path, capsys, prompt):
+    assert generate(prompt, "-o", tmp_path / "out.mp4") == 2
+    assert "empty text" in capsys.readouterr().err
+
+
+def test_generate_unreadable_image_is_named(tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    assert generate(PROMPT, "-o", tmp_path / "out.mp4", "--image", tmp_path / "broken.png") == 2
+    assert "broken.png" in capsys.readouterr().err
+
+
+def test_generate_full_disk_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert generate(PROMPT, "-o", tmp_path / "out.mp4", *QUICK) == 2
+    assert_matches(capsys.readouterr().err, "space")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generate_interrupted_while_writing_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(video.os, "replace", interrupt)
+    assert generate(PROMPT, "-o", tmp_path / "out.mp4", *QUICK) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_generate_ctrl_c_ends_with_130_and_no_file(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "fusionframes.ff_kernels",
+        "generate",
+        PROMPT,
+        "-o",
+        str(tmp_path / "out.mp4"),
+        "--steps",
+        "1000",
+    ]
+    # A shell that started the tests in the background has them ignore the interrupt, and children inherit that.
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=heard) as process:
+        deadline = time.monotonic() + 120
+        seen = ""
+        while "keyframes" not in seen and time.monotonic() < deadline:
+            seen += process.stderr.read(1)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        process.wait(60)
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_and_info_describe_the_demo_files(tmp_path, capsys):
+    for name, words in (
+        ("keyframes", "a keyframe U-Net of release 1.0"),
+        ("video_movq", "a video MoVQ"),
+        ("interpolation", "an interpolation U-Net of release 1.0"),
+        ("movq", "an image MoVQ"),
+        ("text_encoder", "a T5 text encoder"),
+    ):
+        target = tmp_path / f"{name}.safetensors"
+        (source,) = WEIGHTS.glob(f"*/fusionframes_demo_{name}.safetensors")
+        assert main(["convert", str(source), str(target), "--dtype", "float32"]) == 0
+        assert main(["info", str(target)]) == 0
+        printed = capsys.readouterr().out
+        assert words in printed
+        assert "float32" in printed
+    assert main(["info", str(tmp_path / "absent.pt")]) == 2
+    assert "absent.pt" in capsys.readouterr().err
+    assert main(["convert", str(source), str(tmp_path / "x.bin")]) == 2
+    assert not (tmp_path / "x.bin").exists()
+
+
+def test_no_command_is_one_sentence(capsys):
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("fusionframes: ")
+
+
+def test_module_and_script_start_without_torch_until_needed():
+    code = "import sys; import fusionframes.ff_kernels.cli.main as c; c.build_parser(); print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "False"

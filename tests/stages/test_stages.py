@@ -1,0 +1,230 @@
+import pytest
+import torch
+from support.tiny import (
+    INTERPOLATION_V10,
+    INTERPOLATION_V11,
+    KEYFRAME_V10,
+    KEYFRAME_V11,
+    MASKED,
+    context,
+    draw,
+    relative,
+    unet,
+)
+
+from fusionframes.ff_kernels.errors import InputError
+from fusionframes.ff_kernels.runtime.graph import Graphs
+from fusionframes.ff_kernels.runtime.parking import Parked
+from fusionframes.ff_kernels.sampling.noise import SeededNoise
+from fusionframes.ff_kernels.sampling.samplers import Stopped
+from fusionframes.ff_kernels.sampling.schedule import make_schedule_v10
+from fusionframes.ff_kernels.stages.interpolation import GAP_STAGES, interpolate, interpolate_masked
+from fusionframes.ff_kernels.stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
+from fusionframes.ff_kernels.stages.run import Run, Text
+
+NULL = draw(24, seed=5)
+SIZE = (4, 6)
+
+
+def texts(clips: int) -> Text:
+    return Text.of(*context(clips))
+
+
+def keyframes_v10(clips, seeds, **run):
+    text = Text(*(t[clips] for t in vars(texts(2)).values()))
+    return sample_keyframes_v10(
+        unet(KEYFRAME_V10),
+        text,
+        text.unconditional(NULL),
+        Run(SeededNoise(seeds), **run),
+        size=SIZE,
+        num_frames=3,
+        steps=4,
+    )
+
+
+def keyframes_v11(clips, seeds, **run):
+    text = Text(*(t[clips] for t in vars(texts(2)).values()))
+    first = draw(2, 4, *SIZE, seed=3)[clips]
+    return sample_keyframes_v11(
+        unet(KEYFRAME_V11), text, text.unconditional(NULL), first, Run(SeededNoise(seeds), **run), num_frames=3, steps=4
+    )
+
+
+def pictures_v11(clips, seeds, **run):
+    text = Text(*(t[clips] for t in vars(texts(2)).values()))
+    return sample_picture_v11(
+        unet(KEYFRAME_V11), text, text.unconditional(NULL), Run(SeededNoise(seeds), **run), size=SIZE, steps=4
+    )
+
+
+def video(config):
+    def run_video(clips, seeds, **run):
+        text = Text(*(t[clips] for t in vars(texts(2)).values()))
+        keyframes = draw(2, 3, 4, *SIZE, seed=4)[clips]
+        return GAP_STAGES[config.stage](
+            unet(config), keyframes, text, NULL, Run(SeededNoise(seeds), **run), skip_frames=3, steps=4
+        )
+
+    return run_video
+
+
+STAGES = {"keyframes_v10": keyframes_v10, "keyframes_v11": keyframes_v11, "pictures_v11": pictures_v11,
+          "video_v10": video(INTERPOLATION_V10), "video_v11": video(INTERPOLATION_V11),
+          "video_masked": video(MASKED)}  # fmt: skip
+# In turn, the branches differ in what they prepare only where there are three, or where one mixes over time.
+RUNS = [*((name, True) for name in STAGES), ("keyframes_v11", False), ("video_v11", False)]
+BOTH = slice(0, 2)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stacked_and_sequential_branches_agree(name):
+    stage = STAGES[name]
+    assert relative(stage(BOTH, [7, 8], stacked=False), stage(BOTH, [7, 8], stacked=True)) < 1e-3
+
+
+@pytest.mark.parametrize(("name", "stacked"), RUNS)
+def test_recorded_steps_give_the_same_clip_bit_for_bit(name, stacked):
+    stage, records = STAGES[name], []
+
+    def capture(function):
+        # As a CUDA graph does: the same memory for inputs and results at every replay.
+        out = function().clone()
+        records.append(out)
+        return lambda: out.copy_(function())
+
+    replayed = stage(BOTH, [7, 8], stacked=stacked, graphs=Graphs(capture))
+    assert torch.equal(replayed, stage(BOTH, [7, 8], stacked=stacked))
+    branches = 3 if name == "keyframes_v11" else 2
+    assert len(records) == (1 if stacked else branches)
+
+
+@pytest.mark.parametrize(("name", "stacked"), RUNS)
+def test_steps_do_without_the_weights_that_prepare_reads(name, stacked, monkeypatch):
+    stage = STAGES[name]
+    expected = stage(BOTH, [7, 8], stacked=stacked)
+
+    class OnlyWhilePreparing:
+        """Weights of the conditioner exist inside the block; outside they are on the meta device, without values."""
+
+        entered = 0
+
+        def __enter__(self):
+            self.away.__exit__()
+            self.entered += 1
+
+        def __exit__(self, *error):
+            self.away.__enter__()
+
+    conditioner, make = OnlyWhilePreparing(), unet
+
+    def parked(config):
+        network = make(config)
+        conditioner.away = Parked(network.conditioner_modules(), "meta")
+        conditioner.away.__enter__()
+        return network
+
+    monkeypatch.setitem(globals(), "unet", parked)
+    assert torch.equal(stage(BOTH, [7, 8], stacked=stacked, conditioner=conditioner), expected)
+    assert conditioner.entered == 1
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_clip_is_the_same_alone_and_in_a_batch(name):
+    stage = STAGES[name]
+    together = stage(BOTH, [7, 8])
+    for i, seed in enumerate((7, 8)):
+        assert relative(stage(slice(i, i + 1), [seed])[0], together[i]) < 1e-3
+    assert relative(together[0], together[1]) > 0.1
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_same_seed_repeats_bit_for_bit_and_a_stop_leaves_no_result(name):
+    stage = STAGES[name]
+    assert torch.equal(stage(BOTH, [1, 2]), stage(BOTH, [1, 2]))
+    with pytest.raises(Stopped):
+        stage(BOTH, [1, 2], callback=lambda step, total, x0: step == 2)
+    assert torch.equal(stage(BOTH, [1, 2]), stage(BOTH, [1, 2]))
+
+
+def test_prompts_of_other_lengths_in_a_batch_change_nothing():
+    # The pooling mean divides by each prompt's own length, so padding to a longer neighbour is invisible.
+    long, short = context(1, 8), context(1, 4, seed=6)
+    stacked = Text.stack([Text.of(*long), Text.of(*short)])
+    run = {"size": SIZE, "num_frames": 3, "steps": 3}
+    network = unet(KEYFRAME_V10)
+    both = sample_keyframes_v10(network, stacked, stacked.unconditional(NULL), Run(SeededNoise([1, 2])), **run)
+    text = Text.of(*short)
+    alone = sample_keyframes_v10(network, text, text.unconditional(NULL), Run(SeededNoise([2])), **run)
+    assert relative(both[1], alone[0]) < 1e-3
+
+
+@pytest.mark.parametrize("config", [INTERPOLATION_V10, INTERPOLATION_V11, MASKED], ids=["v10", "v11", "masked"])
+def test_interpolate_keeps_keyframes_bit_for_bit_over_two_passes(config):
+    keyframes, text, fill = draw(1, 3, 4, *SIZE), texts(1), GAP_STAGES[config.stage]
+    once = fill(unet(config), keyframes, text, NULL, Run(SeededNoise([1])), skip_frames=3, steps=3)
+    twice = fill(unet(config), once, text, NULL, Run(SeededNoise([2])), skip_frames=1, steps=3)
+    assert torch.equal(once[:, ::4], keyframes)
+    assert torch.equal(twice[:, ::16], keyframes)
+    assert twice.shape[1] == 33
+
+
+def test_interpolate_v11_without_text_is_refused():
+    with pytest.raises(InputError, match="expected a prompt"):
+        interpolate(unet(INTERPOLATION_V11), draw(1, 3, 4, *SIZE), None, NULL, Run(SeededNoise([1])), skip_frames=3)
+
+
+def test_interpolate_masked_with_a_network_that_knows_v_gives_the_frames_it_knows():
+    truth, seen = draw(1, 9, 4, *SIZE).clamp(-1, 1), []
+    groups = torch.stack([truth[0, i : i + 5] for i in (0, 4)]).flatten(0, 1)
+    schedule = make_schedule_v10(6)
+
+    class Knowing:
+        config = MASKED
+
+        def prepare(self, context, mask, timesteps, **told):
+            seen.append(told)
+            return None
+
+        def __call__(self, x, conditions, step):
+            noisy, known, mask = x.split((4, 4, 1), dim=1)
+            # The branch that is shown nothing comes second and holds neither frames nor mask.
+            assert torch.equal(known[0], truth[0, 0])
+            assert torch.equal(known[4], truth[0, 4])
+            assert not known[1:4].any()
+            assert mask[:10, 0].mean(dim=(1, 2)).tolist() == [1, 0, 0, 0, 1] * 2
+            assert not x[10:, 4:].any()
+            clean = groups.repeat(2, 1, 1, 1)
+            signal, noise = schedule.signal[step], schedule.noise[step]
+            return signal * (noisy - signal * clean) / noise - noise * clean
+
+    out = interpolate_masked(Knowing(), truth[:, ::4], None, NULL, Run(SeededNoise([1])), skip_frames=1, steps=6)
+    assert torch.allclose(out, truth, atol=1e-4)
+    assert (seen[0]["num_gaps"], seen[0]["skip_frames"]) == (2, 1)
+
+
+def test_noise_of_the_first_frame_is_uniform_as_released_or_normal():
+    class Recording(SeededNoise):
+        kinds = ()
+
+        def normal(self, shape):
+            self.kinds += ("normal",)
+            return super().normal(shape)
+
+        def uniform(self, shape):
+            self.kinds += ("uniform",)
+            return super().uniform(shape)
+
+    for uniform, kind in ((True, "uniform"), (False, "normal")):
+        noise, text = Recording([0]), texts(1)
+        sample_keyframes_v11(
+            unet(KEYFRAME_V11),
+            text,
+            text.unconditional(NULL),
+            draw(1, 4, *SIZE),
+            Run(noise),
+            num_frames=3,
+            steps=2,
+            uniform_noise=uniform,
+        )
+        assert noise.kinds[:2] == ("normal", kind)
