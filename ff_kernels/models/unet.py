@@ -10,6 +10,7 @@ from ..errors import ShapeError
 from .blocks import AttentionBlock, AttentionPooling, ConditionalGroupNorm, Embedding, OutLayer, ResNetBlock
 from .conditions import Conditions, Step, part_rows, sinusoid
 from .configs import UNetConfig
+from .hooks import NO_HOOKS, Hooks, Place
 from .layers import Layers
 
 
@@ -60,6 +61,8 @@ def _unit(
 class DownLevel(_Level):
     """Self and temporal attention on the input width, then units; the last one halves the sides."""
 
+    place: Place = "input"
+
     def __init__(
         self, blocks: BlockSet, widths: tuple[int, int], units: int, context: bool, attention: bool, halve: bool
     ) -> None:
@@ -77,9 +80,13 @@ class DownLevel(_Level):
         """Map ``[N, C, H, W]`` to ``[N, C', H', W']``."""
         x = _run(self.self_attention_block, x, step)
         x = _run(self.temporal_attention_block, x, step)
-        for first, text, second, first_time, second_time in self.resnet_attn_blocks:
+        for i, (first, text, second, first_time, second_time) in enumerate(self.resnet_attn_blocks):
+            if i:
+                x = step.hooks.leave_skip(x)
+                step.hooks.enter(self.place)
             for block in (first, first_time, text, second, second_time):
                 x = _run(block, x, step)
+            x = step.hooks.leave(x)
         return x
 
 
@@ -91,6 +98,7 @@ class UpLevel(_Level):
     ) -> None:
         super().__init__()
         width, skip, outputs = widths
+        self.place: Place = "output" if skip else "middle"
         self.resnet_attn_blocks = nn.ModuleList()
         for i in range(units):
             inputs = width + skip if i == 0 else width
@@ -102,7 +110,9 @@ class UpLevel(_Level):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Map ``[N, C, H, W]`` to ``[N, C', H', W']``."""
-        for first, text, second, first_time, second_time in self.resnet_attn_blocks:
+        for i, (first, text, second, first_time, second_time) in enumerate(self.resnet_attn_blocks):
+            if i:
+                step.hooks.enter(self.place)
             for block in (first_time, first, text, second_time, second):
                 x = _run(block, x, step)
         ends = (self.temporal_attention_block, self.self_attention_block)
@@ -196,22 +206,27 @@ class UNet(nn.Module):
             )
 
     def _run_levels(self, x: Tensor, step: Step) -> Tensor:
+        hooks = step.hooks
         skips = []
+        x = hooks.leave_skip(hooks.start(x))
         for level in self.down_samples:
-            x = level(x, step)
-            skips.append(x)
+            hooks.enter(level.place)
+            skips.append(level(x, step))
+            x = hooks.leave_skip(skips[-1])
         skips.pop()
         for i, level in enumerate(self.up_samples):
-            x = level(torch.cat([x, skips.pop()], dim=1) if i else x, step)
-        return self.out_layer(x)
+            hooks.enter(level.place)
+            x = level(torch.cat(hooks.join(x, skips.pop()), dim=1) if i else x, step)
+        return self.out_layer(hooks.finish(x))
 
-    def forward(self, x: Tensor, conditions: Conditions, step: int = 0) -> Tensor:
+    def forward(self, x: Tensor, conditions: Conditions, step: int = 0, hooks: Hooks = NO_HOOKS) -> Tensor:
         """Predict eps or v.
 
         Args:
             x: ``[N, num_channels, h, w]``, h and w multiples of ``config.side_multiple``.
             conditions: what ``prepare`` returned for N samples.
             step: which of the prepared timesteps this is.
+            hooks: where a host steps in.
 
         Returns:
             ``[N, out_channels, h, w]``.
@@ -220,7 +235,7 @@ class UNet(nn.Module):
             ShapeError: if x does not fit the network or the prepared conditions.
         """
         self._check(x, conditions)
-        return self._run_levels(self.in_layer(x), Step(conditions, step))
+        return self._run_levels(self.in_layer(x), Step(conditions, step, hooks=hooks))
 
 
 def _run(block: nn.Module, x: Tensor, step: Step) -> Tensor:
