@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..ff_kernels.errors import InputError
 from ..ff_kernels.media.pictures import fit_covering, to_rgb
+from ..ff_kernels.models.configs import KEYFRAME_V10, LatentSpace, check_sides
 from ..ff_kernels.models.text_encoder import null_context
 from ..ff_kernels.sampling.schedule import TRAIN_STEPS
 from ..ff_kernels.stages.tokenizer import MAX_TOKENS
@@ -16,7 +17,7 @@ from .adapters.vae import movq_of
 from .widgets import ALIASES
 
 # Pixels per latent position and side, in both releases.
-FACTOR = 8
+FACTOR = LatentSpace.factor
 # Width, height and factor of the released sizes; the first entry leaves the choice to the widgets above it.
 AS_GIVEN = "width and height above"
 PRESETS = {
@@ -26,8 +27,6 @@ PRESETS = {
     "384 x 640, tall": (384, 640, FACTOR),
     "64 x 64, demo": (64, 64, 4),
 }
-# Latent sides must be multiples of this: the released U-Nets halve them three times.
-SIDE_MULTIPLE = 8
 NOISE_MAX = TRAIN_STEPS - 1
 MOTION = {"1: still": 1, "10: slow": 10, "50: medium": 50, "100: fast": 100}
 
@@ -49,7 +48,7 @@ def _size_inputs(keyframes: int) -> list[io.Int.Input]:
 
 
 def check_size(width: int, height: int, factor: int) -> None:
-    """Refuse sizes that no released U-Net takes, naming the next one that it does.
+    """Refuse sizes that no released U-Net takes, naming the nearest one that it does.
 
     Args:
         width: pixels.
@@ -60,11 +59,8 @@ def check_size(width: int, height: int, factor: int) -> None:
         InputError: naming the input, the multiple and the nearest size.
     """
     # A smaller factor than the releases' belongs to a model that halves its latents fewer times.
-    multiple = factor * SIDE_MULTIPLE if factor == FACTOR else 2 * factor
-    for name, value in (("width", width), ("height", height)):
-        if value < multiple or value % multiple:
-            near = max(1, round(value / multiple)) * multiple
-            raise InputError(f"{name} expected a multiple of {multiple} pixels, got {value}: take {near}")
+    multiple = factor * KEYFRAME_V10.side_multiple if factor == FACTOR else 2 * factor
+    check_sides(width, height, multiple)
 
 
 class TextEncode(io.ComfyNode):

@@ -1,8 +1,8 @@
 """Linear layer after linear layer folded into one at load time: the same function, computed with less work.
 
 The algebra is done in float64, on the CPU since not every device has it, and stored in the dtype of the weights
-(kernels.md, E9 and E16; checked at 1e-12). A folded network no longer has the releases' state-dict names, so folding
-comes after loading, and a host that patches weights by name does without.
+(ops/EXACTNESS.md, "Folds at load"; checked at 1e-12). A folded network no longer has the releases' state-dict names, so
+folding comes after loading, and a host that patches weights by name does without.
 """
 
 import itertools
@@ -80,7 +80,7 @@ def _fold_block(block: ConvBlock) -> None:
     if isinstance(block, MergingConvBlockV10):
         time = _merge_into_conv(block.temporal_projection, block.temporal_merge)
         if is_pointwise(block.projection) and block.projection.in_channels < block.projection.out_channels:
-            # From half the channels to all of them: 1.5 units of work instead of 3.5 (kernels.md, E9 d).
+            # From half the channels to all of them (ops/EXACTNESS.md, "Point then time").
             time = _point_then_time(block.projection, time)
             block.projection = nn.Identity()
         block.folded_time = time
@@ -109,7 +109,7 @@ def _slide(kernel: Callable[[int, int], Tensor]) -> Tensor:
 
 
 def _conv_then_halve(conv: nn.Conv2d, halve: nn.Conv2d) -> nn.Conv2d:
-    """Fold a 3x3 convolution and the 2x2 one with stride 2 behind it into one of 4x4 with stride 2 (E9 a)."""
+    """Fold a 3x3 convolution and the 2x2 one with stride 2 behind it into one of 4x4 with stride 2."""
     first, second = exact(conv.weight), exact(halve.weight)
     weight = _slide(lambda y, x: torch.einsum("om,mihw->oihw", second[:, :, y, x], first))
     bias = exact(halve.bias) + second.sum(dim=(2, 3)) @ exact(conv.bias)
@@ -144,7 +144,7 @@ class DoubledConv(nn.Module):
 
 
 def _double_then_conv(double: nn.ConvTranspose2d, conv: nn.Conv2d) -> DoubledConv:
-    """Fold a transposed 2x2 convolution and the 3x3 one behind it into one transposed 4x4 (E9 b)."""
+    """Fold a transposed 2x2 convolution and the 3x3 one behind it into one transposed 4x4."""
     first, second = exact(double.weight), exact(conv.weight)
     # A pixel put at offset y is seen by the tap k of the second layer from the place y + 1 - k: hence the flip.
     weight = _slide(lambda y, x: torch.einsum("im,omhw->iohw", first[:, :, y, x], second.flip(2, 3)))
@@ -156,7 +156,7 @@ def _double_then_conv(double: nn.ConvTranspose2d, conv: nn.Conv2d) -> DoubledCon
 
 
 def _nearest_then_conv(conv: nn.Conv2d) -> nn.ConvTranspose2d:
-    """Fold nearest doubling and the 3x3 convolution behind it into one transposed 4x4 (E16)."""
+    """Fold nearest doubling and the 3x3 convolution behind it into one transposed 4x4."""
     seen = exact(conv.weight).flip(2, 3).transpose(0, 1)
     weight = _slide(lambda y, x: seen)
     folded = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, stride=2, padding=1, device="meta")
@@ -246,7 +246,7 @@ def _merge_into_conv(conv: nn.Module, merge: Tensor) -> FoldedTimeConv:
 
 
 def _point_then_time(point: nn.Conv2d, time: FoldedTimeConv) -> FoldedTimeConv:
-    """Fold a 1x1 convolution into the convolution along time behind it (E9 d)."""
+    """Fold a 1x1 convolution into the convolution along time behind it."""
     first, second = exact(point.weight)[:, :, 0, 0], exact(time.conv.weight)
     weight = torch.einsum("omthw,mi->oithw", second, first)
     brought = torch.einsum("omt,m->to", second[..., 0, 0], exact(point.bias))  # [3, C]

@@ -53,4 +53,4 @@ class MaskedUNet(InterpolationUNet):
         position = self.embed(self.to_temporal_embed, keyframe_positions(self.config.family, GROUP_FRAMES), context)
         vectors = {"time": time, "position": position[None]}
         samples = len(context) * num_gaps * GROUP_FRAMES
-        return self._tables(valid, mask, vectors, samples=samples, num_frames=GROUP_FRAMES)
+        return self._tables(valid, mask, vectors, samples=samples, clip_length=GROUP_FRAMES)

@@ -183,7 +183,7 @@ class UNet(nn.Module):
         )
 
     def conditioner_modules(self) -> list[nn.Module]:
-        """Return the modules whose weights only ``prepare`` reads; a step does without them (kernels.md, E6 and E7)."""
+        """Return what a step does without (ops/EXACTNESS.md, "Weights that only prepare reads")."""
         embeddings = [module for module in self.children() if isinstance(module, Embedding)]
         texts = [layer for text in self._texts for layer in (text.attention.to_key, text.attention.to_value)]
         return [self.feature_pooling, *embeddings, *texts, *(norm.context_mlp for norm in self._norms)]

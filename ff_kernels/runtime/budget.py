@@ -3,7 +3,7 @@
 # Live values per latent position and model channel at the peak of a step. The recorder counts 9 at 512x512 and
 # 640x384 for both U-Nets of release 1.0 and 11 where nothing is large enough to be run in parts.
 PEAK_VALUES = 12
-# What the vendor's libraries take as workspace, and the fragments that an allocator cannot use (kernels.md, section 4).
+# What the vendor's libraries take as workspace, and the fragments that an allocator cannot use: assumed.
 RESERVE_BYTES = 512 << 20
 
 

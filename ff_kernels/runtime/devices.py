@@ -24,11 +24,14 @@ def is_present(device_type: str) -> bool:
     """Return whether a device of this type can be used on this machine."""
     if device_type == "cpu":
         return True
-    module = _module(device_type)
-    is_available = getattr(module, "is_available", None) or getattr(
-        getattr(torch.backends, device_type, None), "is_available", None
-    )
-    return is_available is not None and bool(is_available())
+    # Not every torch lets the module for Apple's devices be asked this.
+    module = torch.backends.mps if device_type == "mps" else _module(device_type)
+    return module is not None and module.is_available()
+
+
+def first_present() -> str:
+    """Return the first type of ``ORDER`` that this machine has."""
+    return next(filter(is_present, ORDER))
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -41,7 +44,7 @@ def choose_device(name: str | None = None) -> torch.device:
         InputError: if torch cannot use the named device; the message names those it can.
     """
     if name is None:
-        return torch.device(next(filter(is_present, ORDER)))
+        return torch.device(first_present())
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -1,6 +1,6 @@
 """Latents to frames, a chunk at a time: as the releases split a clip, or with seams cross-faded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -67,11 +67,17 @@ def decode(
     Source: releases 1.0 and 1.1, golden ``v10_pipeline``, ``v11_pipeline`` (``frames``).
     """
     chunks = decode_chunks(movq, latents, chunk=chunk, shared_map=shared_map, overlap=overlap, should_stop=should_stop)
-    factor, done = movq.config.factor, 0
-    out = latents.new_empty(len(latents), movq.config.out_ch, *(side * factor for side in latents.shape[-2:]))
-    for frames in chunks:
-        out[done : done + len(frames)] = frames
-        done += len(frames)
+    return join_chunks(chunks, len(latents))
+
+
+def join_chunks(chunks: Iterable[Tensor], frames: int) -> Tensor:
+    """Return the ``frames`` of chunks ``[k, ...]`` as one tensor, filled as they come: never two copies of a clip."""
+    out, done = torch.empty(0), 0
+    for chunk in chunks:
+        if not done:
+            out = chunk.new_empty(frames, *chunk.shape[1:])
+        out[done : done + len(chunk)] = chunk
+        done += len(chunk)
     return out
 
 

@@ -8,9 +8,9 @@
 - a tensor that was left on the CPU does not meet its tensors, single numbers excepted;
 - every byte that is alive on it is counted.
 
-What it computes it computes with the CPU's kernels, so that results can be compared to the last bit wherever the same
-formulas were used. Because it is made of Python, ``torch.as_tensor(numbers, device="soroban")`` and printing a tensor fail
-inside torch.
+Torch's own operations run by their CPU kernels underneath, so that results differ from the CPU's by the rounding of
+our kernels there alone. Because it is made of Python, ``torch.as_tensor(numbers, device="soroban")`` and printing a
+tensor fail inside torch.
 """
 
 import weakref
@@ -23,6 +23,7 @@ from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "soroban"
+ABSENT = {torch.float64, torch.complex128}
 # Namespaces of torch itself, whose operations every device brings its own kernels for.
 _OF_TORCH = {"aten", "prim", "prims"}
 # They move numbers between devices, or take places from the CPU.
@@ -71,7 +72,7 @@ class SorobanTensor(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor) -> "SorobanTensor":
         """Put a CPU tensor on the device."""
-        if held.dtype in (torch.float64, torch.complex128):
+        if held.dtype in ABSENT:
             raise TypeError(f"the device {NAME} has no {held.dtype}")
         out = torch.Tensor._make_wrapper_subclass(
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
