@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .reading import INDEX_SUFFIX, METADATA_KEY, plainly_named, shard_names
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -118,3 +119,21 @@ def slices_of(path: Path) -> dict[str, FileSlice]:
         raise CheckpointError(
             f"expected a header that says where tensors lie in '{path}', got a damaged one ({error}): download it again"
         ) from error
+
+
+def slices_beside(path: Path) -> dict[str, FileSlice]:
+    """Return where the tensors of a weights file or an index of shards lie, by the names of ``read_contents``.
+
+    What lies in no safetensors file is left out.
+
+    Raises:
+        CheckpointError: see ``slices_of`` and ``shard_names``.
+    """
+    is_index = path.name.endswith(INDEX_SUFFIX)
+    files = sorted({path.parent / name for name in shard_names(path).values()}) if is_index else [path]
+    found: dict[str, FileSlice] = {}
+    for file in files:
+        if file.suffix.lower() == ".safetensors":
+            found.update(plainly_named(slices_of(file)))
+    found.pop(METADATA_KEY, None)
+    return found

@@ -135,8 +135,12 @@ class TextEncoder(nn.Module):
         return list(self.encoder.block)
 
     def conditioner_modules(self) -> list[nn.Module]:
-        """Return the table of words: of its many rows a prompt reads a few."""
+        """Return nothing: every layer runs in every call."""
         return []
+
+    def looked_up(self) -> list[nn.Module]:
+        """Return the table of words: of its many rows a prompt reads a few."""
+        return [self.shared]
 
     def layers_read_apart(self) -> list[nn.Module]:
         """Return the table of positions, which lies in the first block and serves all."""

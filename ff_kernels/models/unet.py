@@ -198,6 +198,24 @@ class UNet(nn.Module):
         """Return the layers inside of blocks that ``prepare`` calls as well."""
         return [text.attention.output_layer for text in self._texts]
 
+    def looked_up(self) -> list[nn.Module]:
+        """Return nothing: the U-Nets have no large table that is read by rows."""
+        return []
+
+    def table_values(self, steps: int, rows: int, samples: int, tokens: int) -> int:
+        """Return the most numbers that the tables of ``prepare`` hold.
+
+        Args:
+            steps: of the run.
+            rows: prompts times guidance branches.
+            samples: samples of all rows.
+            tokens: of the longest prompt.
+        """
+        told = {"time": steps * rows, "position": samples, "both": steps * samples}
+        modulations = sum(told[norm.rows] * norm.context_mlp[-1].out_features for norm in self._norms)
+        widths = sum(text.attention.to_key.out_features for text in self._texts)
+        return modulations + 2 * rows * (tokens + 1) * widths
+
     def _number_slots(self) -> None:
         self._norms = [m for m in self.modules() if isinstance(m, ConditionalGroupNorm)]
         self._texts = [m for m in self.modules() if isinstance(m, AttentionBlock) and m.is_cross]

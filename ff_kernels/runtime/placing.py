@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .plan import Blocks, Plan
-from .streaming import Kept, Place, Source, Streamer, Visiting, places_of
+from .streaming import Kept, LookedUp, Place, Source, Streamer, Visiting, places_of
 
 
 class Streamable(Protocol):
@@ -27,22 +27,36 @@ class Streamable(Protocol):
     def layers_read_apart(self) -> list[nn.Module]:
         """Return the layers inside of blocks that are called outside of them as well."""
 
+    def looked_up(self) -> list[nn.Module]:
+        """Return the tables of which a call reads a few rows, and which stay in main memory."""
 
-# By the name of a weight in the network's state dict: where its values come from, None for the network's own.
-SourceOf = Callable[[str], Source | None]
+
+# From a parameter of the network to where else its values lie; None for nowhere else.
+SourceOf = Callable[[Tensor], Source | None]
+# From a weight that waits in main memory to the memory that it waits in, as pinned memory.
+Hold = Callable[[Tensor], Tensor]
 
 
-def _places(network: nn.Module, dtype: torch.dtype, source_of: SourceOf | None) -> dict[tuple[int, str], Place]:
-    names = {}
-    for path, module in network.named_modules():
-        for name, _ in module.named_parameters(recurse=False):
-            names.setdefault((id(module), name), f"{path}.{name}" if path else name)
+def _places(network: nn.Module, dtype: torch.dtype) -> dict[tuple[int, str], Place]:
+    tables = {id(inner) for table in network.looked_up() for inner in table.modules()}
     found = {}
     for place in places_of(network):
-        key = (id(place.module), place.name)
-        source = (source_of and source_of(names[key])) or place.source
-        found[key] = replace(place, source=source, dtype=dtype if place.dtype.is_floating_point else place.dtype)
+        if id(place.module) not in tables:
+            wanted = dtype if place.dtype.is_floating_point else place.dtype
+            found[id(place.module), place.name] = replace(place, dtype=wanted)
     return found
+
+
+def _read_anew(place: Place, source_of: SourceOf | None) -> Place:
+    """Return a place that is filled from the file where its values lie in one."""
+    source = source_of and source_of(getattr(place.module, place.name))
+    return replace(place, source=source) if source else place
+
+
+def _held(place: Place, hold: Hold) -> Place:
+    """Return a place whose values wait ready to be copied, in the dtype that is wanted."""
+    kept = place.source.tensor
+    return replace(place, source=Kept(hold(kept.to(place.dtype))))
 
 
 def _of(modules: Iterable[nn.Module], places: dict[tuple[int, str], Place]) -> list[Place]:
@@ -75,7 +89,7 @@ def _bytes(places: Iterable[Place]) -> int:
 
 def blocks_of(network: Streamable, dtype: torch.dtype) -> Blocks:
     """Return the sizes that a plan needs, of a network with weights or on the meta device."""
-    visited, blocks, rest = _parted(network, _places(network, dtype, None))
+    visited, blocks, rest = _parted(network, _places(network, dtype))
     apart = {id(layer) for layer in network.layers_read_apart()}
     pieces = [_bytes(part) for module, part in visited if id(module) not in apart]
     return Blocks(tuple(map(_bytes, blocks)), _bytes(rest), visited=max(pieces, default=0), prepared=sum(pieces))
@@ -86,44 +100,51 @@ def place(
     plan: Plan,
     device: torch.device,
     dtype: torch.dtype,
+    *,
     source_of: SourceOf | None = None,
+    hold: Hold | None = None,
 ) -> AbstractContextManager:
     """Put the weights of a network where a plan wants them and return what has to be entered while it runs.
 
     Args:
-        network: with its weights in main memory, or on the meta device where ``source_of`` has them all.
+        network: with its weights in main memory, mapped from their file or not.
         plan: of ``plan_network`` for this network.
         device: where it runs.
         dtype: in which it computes.
-        source_of: values of a weight by its name.
+        source_of: where a weight lies in a file, read where the plan lets weights wait in the file; the others are
+            left in main memory.
+        hold: memory for weights that wait in main memory; default: they stay where they are.
     """
-    places = _places(network, dtype, source_of)
+    places = _places(network, dtype)
     visited, blocks, rest = _parted(network, places)
     streamed = set(plan.streamed)
-    for part in (rest, *(part for i, part in enumerate(blocks) if i not in streamed)):
-        for one in part:
-            one.module.register_parameter(one.name, _brought(one, device))
-    for module in network.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, _moved(buffer, device, dtype))
     modules = network.step_blocks()
     running = [modules[i] for i in plan.streamed]
-    streamer = Streamer(running, [blocks[i] for i in plan.streamed], device)
+    passing = [blocks[i] for i in plan.streamed]
+    if plan.waiting == "file":
+        passing = [[_read_anew(one, source_of) for one in part] for part in passing]
+    elif hold is not None:
+        passing = [[_held(one, hold) for one in part] for part in passing]
+    for part in (rest, *(part for i, part in enumerate(blocks) if i not in streamed)):
+        for one in part:
+            one.module.register_parameter(one.name, one.brought(device))
+    tables = {id(inner) for table in network.looked_up() for inner in table.modules()}
+    for module in network.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if id(module) not in tables:
+                setattr(module, name, _moved(buffer, device, dtype))
+    streamer = Streamer(running, passing, device)
     homes = {id(inner): block for block in running for inner in block.modules()}
     apart = {id(layer) for layer in network.layers_read_apart()}
     # A layer that both prepare and a step read is at hand already where its block stays.
     visits = [(module, part) for module, part in visited if id(module) not in apart or id(module) in homes]
-    stack = ExitStack()
-    return _Placed(
-        stack,
-        streamer if running else None,
-        Visiting(visits, device, lambda module: id(module) in homes and streamer.is_running(homes[id(module)])),
-    )
+    visiting = Visiting(visits, device, lambda m: id(m) in homes and streamer.is_running(homes[id(m)]))
+    return _Placed([*([streamer] if running else []), visiting, LookedUp(network.looked_up(), device, dtype)])
 
 
 class _Placed(AbstractContextManager):
-    def __init__(self, stack: ExitStack, streamer: Streamer | None, visiting: Visiting) -> None:
-        self._stack, self._parts = stack, [part for part in (streamer, visiting) if part is not None]
+    def __init__(self, parts: list[AbstractContextManager]) -> None:
+        self._stack, self._parts = ExitStack(), parts
 
     def __enter__(self) -> None:
         for part in self._parts:
@@ -131,17 +152,6 @@ class _Placed(AbstractContextManager):
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
-
-
-def _brought(one: Place, device: torch.device) -> nn.Parameter:
-    source = one.source
-    if isinstance(source, Kept) and source.tensor.device == device and source.dtype == one.dtype:
-        return nn.Parameter(source.tensor, requires_grad=False)
-    values = torch.empty(source.shape, dtype=one.dtype, device=device)
-    if one.is_channels_last:
-        values = values.contiguous(memory_format=torch.channels_last)
-    source.write_into(values)
-    return nn.Parameter(values, requires_grad=False)
 
 
 def _moved(buffer: Tensor | None, device: torch.device, dtype: torch.dtype) -> Tensor | None:

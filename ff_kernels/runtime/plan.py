@@ -47,7 +47,7 @@ class Plan:
         resident: bytes of weights that stay.
         passing: bytes of weights that pass through at every step.
         slots: bytes of the buffers they pass through.
-        activations: bytes of intermediate results.
+        activations: bytes of intermediate results, tables of the run included.
         is_stacked: whether guidance branches run in one batch.
         waiting: where streamed blocks wait: "device" where none are, "memory", or "file" where main memory is short.
         peak: bytes expected at the most.
@@ -68,41 +68,66 @@ def spread(large: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(large[(2 * i + 1) * len(large) // (2 * count)] for i in range(count))
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What a run may use.
+
+    Attributes:
+        vram: bytes that the device may be filled with; None where nobody counts: everything stays.
+        ram: bytes of main memory for weights that wait; None: enough.
+        is_smallest: let as much pass through as can, one branch at a time, straight from the files.
+    """
+
+    vram: int | None = None
+    ram: int | None = None
+    is_smallest: bool = False
+
+
 def plan_network(
-    blocks: Blocks, *, vram: int | None, ram: int | None, stacked: int, single: int, may_stack: bool = True
+    blocks: Blocks, budget: Budget, *, stacked: int, single: int, tables: int = 0, may_stack: bool = True
 ) -> Plan:
     """Plan a network for a device.
 
     Args:
         blocks: its weights.
-        vram: bytes the device may be filled with; None where nobody counts: everything stays.
-        ram: bytes of main memory for weights that wait; None: enough.
+        budget: what it may use.
         stacked: bytes of intermediate results with all guidance branches in one batch.
         single: the same with one branch at a time.
+        tables: bytes of what ``prepare`` makes and every step reads.
         may_stack: False where the caller wants one branch at a time.
 
     Raises:
         DeviceError: if not even the smallest plan fits; the message says how much that needs.
     """
-    wanted = [(True, stacked), (False, single)] if may_stack else [(False, single)]
+    vram = budget.vram
     # Prepared pieces are gone before the first step computes.
-    for is_stacked, activations in wanted:
-        peak = blocks.step + max(activations, blocks.visited)
+    wanted = [(True, stacked), (False, single)] if may_stack and not budget.is_smallest else [(False, single)]
+    for is_stacked, step in () if budget.is_smallest else wanted:
+        activations = tables + max(step, blocks.visited)
+        peak = blocks.step + activations
         if vram is None or peak <= vram:
             return Plan((), blocks.step, 0, 0, activations, is_stacked, "device", peak)
-    is_stacked, activations = wanted[-1]
-    limit = max(blocks.sizes, default=0) * SMALL_SHARE
-    large = [i for i, size in enumerate(blocks.sizes) if size >= limit]
-    for count in range(1, len(large) + 1):
+    is_stacked, step = wanted[-1]
+    activations = tables + max(step, blocks.visited)
+    large = _large(blocks)
+    peak = blocks.step + activations
+    for count in range(len(large) if budget.is_smallest else 1, len(large) + 1):
         streamed = spread(large, count)
         passing = sum(blocks.sizes[i] for i in streamed)
-        slots = min(SLOTS, count) * max(blocks.sizes[i] for i in streamed)
+        slots = min(SLOTS, count) * max((blocks.sizes[i] for i in streamed), default=0)
         resident = blocks.step - passing
-        peak = resident + slots + max(activations, blocks.visited)
-        if peak <= vram:
-            waiting: Waiting = "memory" if ram is None or passing <= ram else "file"
-            return Plan(streamed, resident, passing, slots, activations, is_stacked, waiting, peak)
+        peak = resident + slots + activations
+        if vram is None or peak <= vram:
+            is_short = budget.is_smallest or (budget.ram is not None and passing > budget.ram)
+            return Plan(
+                streamed, resident, passing, slots, activations, is_stacked, "file" if is_short else "memory", peak
+            )
     raise DeviceError(
         f"expected a budget of at least {peak / 1e9:.2f} GB on the device for this network and size, got "
         f"{vram / 1e9:.2f} GB: raise it, or ask for a smaller size or fewer frames"
     )
+
+
+def _large(blocks: Blocks) -> list[int]:
+    limit = max(blocks.sizes, default=0) * SMALL_SHARE
+    return [i for i, size in enumerate(blocks.sizes) if size >= limit]

@@ -74,6 +74,17 @@ class Place:
         size = self.source.shape.numel() * self.dtype.itemsize
         return -(-size // ALIGNMENT) * ALIGNMENT
 
+    def brought(self, device: torch.device) -> nn.Parameter:
+        """Return the parameter in memory of its own on a device, or the kept one if it is there as it is wanted."""
+        source = self.source
+        if isinstance(source, Kept) and source.tensor.device == device and source.dtype == self.dtype:
+            return nn.Parameter(source.tensor, requires_grad=False)
+        values = torch.empty(source.shape, dtype=self.dtype, device=device)
+        if self.is_channels_last:
+            values = values.contiguous(memory_format=torch.channels_last)
+        source.write_into(values)
+        return nn.Parameter(values, requires_grad=False)
+
     def view(self, buffer: Tensor, start: int) -> nn.Parameter:
         """Return the parameter at byte ``start`` of a flat ``uint8`` buffer."""
         size = self.source.shape.numel() * self.dtype.itemsize
@@ -282,6 +293,34 @@ class Streamer:
         self._slots[-1].used = self._order.mark()
 
 
+class LookedUp:
+    """Reads rows of tables where the tables lie, in main memory, and brings only the rows to the device.
+
+    Args:
+        tables: modules that take numbers of rows.
+        device: where the rows are wanted.
+        dtype: in which they are wanted.
+    """
+
+    def __init__(self, tables: Iterable[nn.Module], device: torch.device, dtype: torch.dtype) -> None:
+        self._tables, self._device, self._dtype = list(tables), device, dtype
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Self:
+        """Watch the tables."""
+        for table in self._tables:
+            self._handles.append(table.register_forward_pre_hook(lambda module, inputs: (inputs[0].cpu(),)))
+            move = partial(torch.Tensor.to, device=self._device, dtype=self._dtype)
+            self._handles.append(table.register_forward_hook(lambda module, inputs, out, move=move: move(out)))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the tables alone."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
 class Visiting:
     """Gives modules their weights only while each of them is called, in memory of its own that is dropped afterwards.
 
@@ -321,9 +360,7 @@ class Visiting:
             return
         self._before[id(module)] = [getattr(place.module, place.name) for place in places]
         for place in places:
-            values = torch.empty(place.source.shape, dtype=place.dtype, device=self._device)
-            place.source.write_into(values)
-            place.module.register_parameter(place.name, nn.Parameter(values, requires_grad=False))
+            place.module.register_parameter(place.name, place.brought(self._device))
 
     def _drop(self, places: Sequence[Place], module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
         for place, parameter in zip(places, self._before.pop(id(module), ()), strict=False):

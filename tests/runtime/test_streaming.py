@@ -8,7 +8,7 @@ from fusionframes.ff_kernels.checkpoints.folding import fold
 from fusionframes.ff_kernels.errors import DeviceError
 from fusionframes.ff_kernels.models.unet import UNet
 from fusionframes.ff_kernels.runtime.placing import blocks_of, place
-from fusionframes.ff_kernels.runtime.plan import plan_network
+from fusionframes.ff_kernels.runtime.plan import Budget, plan_network
 from fusionframes.ff_kernels.runtime.streaming import Streamer, places_of
 
 CPU = torch.device("cpu")
@@ -18,7 +18,7 @@ CONFIGS = [KEYFRAME_V10, KEYFRAME_V11, INTERPOLATION_V10, INTERPOLATION_V11]
 def run(network: UNet, steps: int = 2) -> list[torch.Tensor]:
     """Predictions of two steps; the second starts where the first one's last block left the buffers."""
     text, mask = context(2)
-    shape = {"num_gaps": 3, "skip_frames": 3} if network.config.stage == "interpolation" else {"num_frames": 3}
+    shape = {"num_gaps": 3, "skip_frames": 3} if network.config.stage == "interpolation" else {"keyframes": 3}
     if network.config.stage == "keyframe":
         shape["positions"] = torch.arange(3)
         if network.config.family == "1.1":
@@ -33,7 +33,7 @@ def budgets(network: UNet) -> list[int]:
     blocks, found = blocks_of(network, torch.float32), []
     for share in (1.2, 0.8, 0.6, 0.4, 0.3):
         try:
-            plan_network(blocks, vram=int(blocks.step * share), ram=None, stacked=0, single=0)
+            plan_network(blocks, Budget(int(blocks.step * share)), stacked=0, single=0)
         except DeviceError:
             continue
         found.append(int(blocks.step * share))
@@ -48,7 +48,7 @@ def test_streamed_networks_compute_what_resident_ones_do(config, folded):
     counts = set()
     for vram in budgets(make()):
         network = make()
-        plan = plan_network(blocks_of(network, torch.float32), vram=vram, ram=None, stacked=0, single=0)
+        plan = plan_network(blocks_of(network, torch.float32), Budget(vram), stacked=0, single=0)
         counts.add(len(plan.streamed))
         with place(network, plan, CPU, torch.float32):
             for out, wanted in zip(run(network), expected, strict=True):
