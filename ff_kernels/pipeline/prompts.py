@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..models.text_encoder import project_context
 from ..stages.run import Text
 from ..stages.tokenizer import MAX_TOKENS, Tokenizer, check_unicode, pad_tokens
+from .needs import text_need
 from .networks import Networks
 
 
@@ -57,7 +58,10 @@ class Prompts:
 
     def _text(self, rows: list[Tensor]) -> Text:
         ids, mask = (each.to(self.networks.device) for each in pad_tokens(rows))
-        hidden = self.networks.get("text_encoder").network(ids, mask)
+        dtype = self.networks.dtype_of("text_encoder")
+        held = self.networks.placed("text_encoder", lambda network: text_need(network.config, len(ids), dtype))
+        with held.running:
+            hidden = held.network(ids, mask)
         is_bad = ~hidden.isfinite().all(dim=2).all(dim=1)
         if is_bad.any():
             # Release 1.0: a prompt whose encoding overflows becomes an empty context; we say so.
