@@ -284,9 +284,10 @@ class Pipeline:
         clock = Clock(progress, {})
         with clock("text"):
             if texts is None:
-                mended, other = settings.is_mended, [negative] if negative else []
-                without = self.encode_negative(other, [prompt], is_mended=mended) if other else None
-                texts = self.encode_text([prompt]), without
+                texts = self.encode_text([prompt]), None
+                if negative:
+                    mended = settings.is_mended
+                    texts = texts[0], self.encode_negative([negative], [prompt], is_mended=mended)
         text, negatives = texts
         first_frame = None
         if self.release.reads_image:
