@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def run_batch_command(options: argparse.Namespace) -> int:
         return _status(options, Ledger(options.output))
     if options.prompts is None:
         raise InputError("expected a file of prompts, got none: name one, or ask for --status")
-    shard = _shard(options.shard)
+    shard = shard_of(options.shard, os.environ)
     defaults = RowDefaults(clip_settings(options), options.negative, options.image, options.decoder)
     model = _model_options(options)
     if options.dry_run:
@@ -130,11 +131,20 @@ def _local_rank_device() -> str | None:
     return f"cuda:{int(rank)}" if rank is not None and torch.cuda.device_count() > 1 else None
 
 
-def _shard(text: str | None) -> tuple[int, int] | None:
+def shard_of(text: str | None, variables: Mapping[str, str]) -> tuple[int, int] | None:
+    """Return part and number of parts of ``--shard``.
+
+    Args:
+        text: "I/N", "auto" or None.
+        variables: of the environment, for "auto".
+
+    Raises:
+        InputError: if it is no part, or nothing says which.
+    """
     if text is None:
         return None
     if text == "auto":
-        text = _shard_of_this_job()
+        text = _shard_of_this_job(variables)
     try:
         index, count = map(int, text.split("/"))
         is_shard = 0 <= index < count
@@ -145,14 +155,14 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     return index, count
 
 
-def _shard_of_this_job() -> str:
+def _shard_of_this_job(variables: Mapping[str, str]) -> str:
     for index, count, first in (
         ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
         ("RANK", "WORLD_SIZE", ""),
         ("SLURM_PROCID", "SLURM_NTASKS", ""),
     ):
-        if index in os.environ and count in os.environ:
-            return f"{int(os.environ[index]) - int(os.environ.get(first, 0))}/{os.environ[count]}"
+        if index in variables and count in variables:
+            return f"{int(variables[index]) - int(variables.get(first, 0))}/{variables[count]}"
     raise InputError(
         "expected the variables of a SLURM array, of torchrun or of srun for --shard auto, found none: write I/N"
     )
