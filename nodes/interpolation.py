@@ -9,7 +9,8 @@ from ..ff_kernels.errors import InputError
 from ..ff_kernels.sampling.noise import Noise
 from ..ff_kernels.stages.interpolation import GAP_STAGES, interpolate_passes
 from ..ff_kernels.stages.masking import Fill, fill_missing, find_missing_runs, frame_mask
-from ..ff_kernels.stages.releases import V10, V11
+from ..ff_kernels.stages.presets import RELEASED
+from ..ff_kernels.stages.releases import RELEASES, V10, V11
 from ..ff_kernels.stages.run import Run, Text
 from ._api import io
 from ._compat import mm
@@ -18,7 +19,7 @@ from .adapters.latent import Conditioning, as_latent, latent_frames
 from .adapters.model import CoreModel, EngineView, network_of
 from .adapters.progress import StepReport
 from .adapters.text import text_of
-from .widgets import ALIASES, check_steps, seed_input, steps_input
+from .widgets import ALIASES, CUSTOM, chosen_steps, preset_input, seed_input, solver_input, steps_input
 
 
 def _inputs() -> list[Any]:
@@ -49,12 +50,12 @@ def _text_input() -> Any:
 
 
 def _passes(
-    model: Any, frames: Tensor, positive: Conditioning | None, passes: int, *, seed: int, steps: int,
-    guidance_scale: float,
+    model: Any, frames: Tensor, positive: Conditioning | None, passes: int, *, seed: int, guidance_scale: float,
+    preset: str, solver: str, steps: int,
 ) -> Fill:  # fmt: skip
     """Return interpolation by the network of a MODEL, of frames such as these and ``passes`` in all."""
-    check_steps(steps)
     network, core = network_of(model, tuple(GAP_STAGES), "model")
+    steps, plan = chosen_steps(preset, solver, steps, RELEASES[network.config.family], "interpolation")
     if core.null_embedding is None:
         raise InputError(
             "model expected a null embedding in its file, found none: convert the authors' file, which holds one"
@@ -65,7 +66,7 @@ def _passes(
 
     def make_run(noise: Noise, samples: int) -> Run:
         memory = model.memory_required([samples, *frames.shape[2:]])
-        return Run(noise, callback=report, preparing=LoadedToPrepare(model, memory))
+        return Run(noise, callback=report, preparing=LoadedToPrepare(model, memory), plan=plan)
 
     def fill(frames: Tensor, passes: int) -> Tensor:
         with torch.inference_mode():
@@ -111,6 +112,8 @@ class Interpolate(io.ComfyNode):
                     tooltip="Frames per second of the frames given; keyframes of the releases have 2.",
                 ),
                 _text_input(),
+                preset_input(),
+                solver_input(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent"),
@@ -129,6 +132,8 @@ class Interpolate(io.ComfyNode):
         passes: int,
         fps: float,
         positive: Conditioning | None = None,
+        preset: str = CUSTOM,
+        solver: str = RELEASED,
     ) -> io.NodeOutput:
         """Interpolate."""
         network_of(model, tuple(GAP_STAGES), "model")
@@ -140,7 +145,10 @@ class Interpolate(io.ComfyNode):
                 f"latent expected two or more frames to interpolate between, got {frames.shape[1]}: sample or encode "
                 "more"
             )
-        fill = _passes(model, frames, positive, passes, seed=seed, steps=steps, guidance_scale=guidance_scale)
+        fill = _passes(
+            model, frames, positive, passes, seed=seed, guidance_scale=guidance_scale, preset=preset, solver=solver,
+            steps=steps,
+        )  # fmt: skip
         return io.NodeOutput(as_latent(fill(frames, passes), latent), float(fps * 4**passes))
 
 
@@ -157,7 +165,7 @@ class MaskedInterpolate(io.ComfyNode):
             description="Makes the frames that the latent's noise mask marks with 1 from their known neighbours. Gaps "
             "may have any length; known frames stay as they are. First and last frame must be known.",
             search_aliases=[*ALIASES, "inbetween", "masked frame interpolation"],
-            inputs=[*_inputs(), _text_input()],
+            inputs=[*_inputs(), _text_input(), preset_input(), solver_input()],
             outputs=[io.Latent.Output(display_name="latent")],
         )
 
@@ -170,6 +178,8 @@ class MaskedInterpolate(io.ComfyNode):
         steps: int,
         guidance_scale: float,
         positive: Conditioning | None = None,
+        preset: str = CUSTOM,
+        solver: str = RELEASED,
     ) -> io.NodeOutput:
         """Fill the gaps."""
         network_of(model, tuple(GAP_STAGES), "model")
@@ -180,5 +190,8 @@ class MaskedInterpolate(io.ComfyNode):
         frames = latent_frames(latent, "latent")
         missing = frame_mask(latent["noise_mask"], frames.shape[1])
         passes = sum(run.passes for run in find_missing_runs(missing))
-        fill = _passes(model, frames, positive, passes, seed=seed, steps=steps, guidance_scale=guidance_scale)
+        fill = _passes(
+            model, frames, positive, passes, seed=seed, guidance_scale=guidance_scale, preset=preset, solver=solver,
+            steps=steps,
+        )  # fmt: skip
         return io.NodeOutput(as_latent(fill_missing(frames, missing, fill), latent))

@@ -28,7 +28,7 @@ DOORS = {
     "checkpoints": "errors files models ops",
     "verify": "checkpoints errors models ops sampling stages",
     "pipeline": "checkpoints errors media models runtime sampling stages",
-    "bench": "checkpoints errors models ops runtime sampling stages",
+    "bench": "checkpoints demo errors files metrics models ops pipeline runtime sampling stages",
     "training": "errors files models sampling",
     "demo": "checkpoints errors files media metrics models pipeline sampling stages training",
     "paper": "bench checkpoints demo errors files media metrics models pipeline stages training",
@@ -39,6 +39,7 @@ DOORS = {
 }
 ALLOWED = {room: set(doors.split()) for room, doors in DOORS.items()}
 BANNED_FUNCTIONS = {"eval", "exec"}
+CARDS = re.compile(r"torch\.(cuda|mps|xpu|npu)\b")
 BANNED_METHODS = {"autocast", "cuda"}
 
 
@@ -66,6 +67,30 @@ def test_layout_test_catches_a_planted_upward_import(tmp_path, monkeypatch):
     (tmp_path / "ops").mkdir()
     (tmp_path / "ops" / "bad.py").write_text("from ..pipeline import Pipeline\nfrom ...nodes import x\n")
     assert imported_rooms(tmp_path / "ops" / "bad.py") == {"pipeline", "outside"}
+
+
+def eager_imports(path: Path) -> list[str]:
+    """Modules of ``ops.eager`` that a file imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    named = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    return [module for module in named if "ops.eager" in module]
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if ENGINE / "ops" not in path.parents], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_formulas_are_taken_from_the_door_of_ops(path):
+    assert eager_imports(path) == []
+
+
+def test_door_of_ops_test_catches_a_planted_import(tmp_path):
+    (tmp_path / "bad.py").write_text("from ..ops.eager.step import mix_branches\n")
+    assert eager_imports(tmp_path / "bad.py") == ["ops.eager.step"]
+
+
+def test_only_the_runtime_and_the_kernels_ask_torch_about_cards():
+    places = {path.relative_to(ENGINE).parts[:-1] for path in SOURCES if CARDS.search(path.read_text(encoding="utf-8"))}
+    assert places <= {("runtime",), ("ops", "triton")}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -7,7 +7,9 @@ from typing import Any
 
 from ..errors import InputError
 from . import options as shared
+from .files import check_folder, check_kept, check_picture
 from .progress import Bars
+from .quality import add_quality_options, run_quality
 
 EXIT_FAILED, EXIT_NOT_RUN = 1, 2
 
@@ -30,6 +32,7 @@ def add_bench(commands: Any) -> None:
     what = "run nothing: count launches, FLOPs, bytes and memory of the full sizes beside the targets"
     parser.add_argument("--record", action="store_true", help=what)
     parser.add_argument("--no-graphs", action="store_true", help=shared.NO_GRAPHS)
+    add_quality_options(parser)
     parser.set_defaults(run=run_bench)
 
 
@@ -83,6 +86,8 @@ def run_bench(options: argparse.Namespace) -> int:
 
     if options.repeats < 1:
         raise InputError(f"expected at least one repeat, got {options.repeats}: raise --repeats")
+    if options.quality:
+        return run_quality(options)
     if options.record:
         rows = [row for name in counting.full_size(options.workload) for row in counting.recorded(name)]
         print("\n".join(map(json.dumps, rows) if options.json else counting.table(rows)))
@@ -92,7 +97,7 @@ def run_bench(options: argparse.Namespace) -> int:
         return 0
     workloads = runner.choose(options.workload)
     if options.history is not None:
-        shared.check_folder(options.history)
+        check_folder(options.history)
     for workload in workloads:
         result = runner.measure(workload, options.repeats, uses_graphs=not options.no_graphs)
         print(json.dumps(asdict(result)) if options.json else runner.describe(result, workload), flush=True)
@@ -114,7 +119,9 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from ..runtime.devices import choose_device
 
     if options.plot is not None:
-        shared.check_picture(options.plot, "plot")
+        check_picture(options.plot, "plot")
+        networks = (options.lpips, options.i3d, options.inception)
+        check_kept(options.plot, "plot", (options.reference, options.folder, *filter(None, networks)))
     device = choose_device(options.device)
     loaders = {"lpips": load_lpips, "i3d": load_i3d, "inception": load_inception}
     files = {name: getattr(options, name) for name in loaders}

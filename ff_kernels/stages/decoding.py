@@ -38,14 +38,9 @@ def blend_overlap(frames: int, chunk: int | None = None) -> int:
 
 
 def decode(
-    movq: MoVQ,
-    latents: Tensor,
-    *,
-    chunk: int | None = None,
-    shared_map: bool = False,
-    overlap: int = 0,
+    movq: MoVQ, latents: Tensor, *, chunk: int | None = None, shared_map: bool = False, overlap: int = 0,
     should_stop: Callable[[int, int], bool | None] | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Decode clips to frames, a chunk at a time.
 
     Args:
@@ -82,14 +77,9 @@ def join_chunks(chunks: Iterable[Tensor], frames: int) -> Tensor:
 
 
 def decode_chunks(
-    movq: MoVQ,
-    latents: Tensor,
-    *,
-    chunk: int | None = None,
-    shared_map: bool = False,
-    overlap: int = 0,
+    movq: MoVQ, latents: Tensor, *, chunk: int | None = None, shared_map: bool = False, overlap: int = 0,
     should_stop: Callable[[int, int], bool | None] | None = None,
-) -> Iterator[Tensor]:
+) -> Iterator[Tensor]:  # fmt: skip
     """Decode one clip a chunk at a time, yielding frames ``[k, 3, 8h, 8w]`` in their order as soon as they are final.
 
     Arguments, values and errors are those of ``decode``; no more than two chunks are alive at one time.

@@ -25,18 +25,10 @@ MakeRun = Callable[[Noise, int], Run]
 
 
 def interpolate_passes(
-    unet: InterpolationUNet | MaskedUNet,
-    frames: Tensor,
-    text: Text | None,
-    null_embedding: Tensor,
-    make_run: MakeRun,
-    *,
-    seed: int,
-    passes: int,
-    first: int = 0,
-    guidance_scale: float | None = None,
+    unet: InterpolationUNet | MaskedUNet, frames: Tensor, text: Text | None, null_embedding: Tensor,
+    make_run: MakeRun, *, seed: int, passes: int, first: int = 0, guidance_scale: float | None = None,
     steps: int | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Fill three frames into every gap, again and again: each pass with its own noise and its own frames to skip.
 
     Args:
@@ -71,16 +63,9 @@ def interpolate_passes(
 
 
 def interpolate(
-    unet: InterpolationUNet,
-    keyframes: Tensor,
-    text: Text | None,
-    null_embedding: Tensor,
-    run: Run,
-    *,
-    skip_frames: int,
-    guidance_scale: float | None = None,
-    steps: int | None = None,
-) -> Tensor:
+    unet: InterpolationUNet, keyframes: Tensor, text: Text | None, null_embedding: Tensor, run: Run, *,
+    skip_frames: int, guidance_scale: float | None = None, steps: int | None = None,
+) -> Tensor:  # fmt: skip
     """Fill three frames into every gap: one interpolation pass, T to 4T - 3.
 
     Args:
@@ -124,16 +109,9 @@ def interpolate(
 
 
 def interpolate_masked(
-    unet: MaskedUNet,
-    keyframes: Tensor,
-    text: Text | None,
-    null_embedding: Tensor,
-    run: Run,
-    *,
-    skip_frames: int,
-    guidance_scale: float | None = None,
-    steps: int | None = None,
-) -> Tensor:
+    unet: MaskedUNet, keyframes: Tensor, text: Text | None, null_embedding: Tensor, run: Run, *, skip_frames: int,
+    guidance_scale: float | None = None, steps: int | None = None,
+) -> Tensor:  # fmt: skip
     """Fill three frames into every gap by Masked Frame Interpolation, the paper's baseline: T to 4T - 3.
 
     Every gap is a clip of five frames of its own, all of which are denoised; both ends are shown to the network and

@@ -13,8 +13,9 @@ from ..models.keyframe_unet import KeyframeUNet, keyframe_positions
 from ..sampling.guidance import text_image_weights, text_weights
 from ..sampling.noise import Noise
 from ..sampling.samplers import add_noise
+from ..sampling.schedule import alphas_cumprod_v11
 from .releases import RELEASES, V11
-from .run import Branch, Run, Text, run_stage, sampling_schedule
+from .run import Branch, Run, Text, run_stage
 
 
 @dataclass(frozen=True)
@@ -63,24 +64,16 @@ def draw_start(
         return start, None
     fresh = first_frame.draw(noise, (clips, channels, *size)).to(like)
     shown = like.new_zeros(clips, frames, channels + 1, *size)
-    schedule = sampling_schedule(V11.keyframe)
-    shown[:, 0, :channels] = add_noise(first_frame.latents.to(like), fresh, schedule, first_frame.noise_level)
+    noised = add_noise(first_frame.latents.to(like), fresh, alphas_cumprod_v11(), first_frame.noise_level)
+    shown[:, 0, :channels] = noised
     shown[:, 0, channels] = 1
     return start, shown
 
 
 def sample_keyframes(
-    unet: KeyframeUNet,
-    text: Text,
-    unconditional: Text,
-    run: Run,
-    *,
-    keyframes: int,
-    size: tuple[int, int],
-    first_frame: FirstFrame | None = None,
-    guidance_scale: float | None = None,
-    steps: int | None = None,
-) -> Tensor:
+    unet: KeyframeUNet, text: Text, unconditional: Text, run: Run, *, keyframes: int, size: tuple[int, int],
+    first_frame: FirstFrame | None = None, guidance_scale: float | None = None, steps: int | None = None,
+) -> Tensor:  # fmt: skip
     """Sample keyframes from text (release 1.0) or from text and a first frame (1.1).
 
     Args:
@@ -130,15 +123,9 @@ def sample_keyframes(
 
 
 def sample_picture(
-    unet: KeyframeUNet,
-    text: Text,
-    unconditional: Text,
-    run: Run,
-    *,
-    size: tuple[int, int],
-    guidance_scale: float | None = None,
-    steps: int | None = None,
-) -> Tensor:
+    unet: KeyframeUNet, text: Text, unconditional: Text, run: Run, *, size: tuple[int, int],
+    guidance_scale: float | None = None, steps: int | None = None,
+) -> Tensor:  # fmt: skip
     """Sample one picture per prompt with the keyframe U-Net of release 1.1 in image mode: ``[B, 4, h, w]`` latents.
 
     Arguments as in ``sample_keyframes``. Source: release 1.1, golden ``v11_pipeline`` (``image_latent``).

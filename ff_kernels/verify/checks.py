@@ -10,11 +10,12 @@ from ..models.movq import MoVQ
 from ..models.text_encoder import TextEncoder, TextProjection, project_context
 from ..models.unets import UNETS
 from ..ops.step import THRESHOLD_V10
-from ..sampling.schedule import make_schedule_v11, posterior_tables_v10
+from ..sampling.schedule import alphas_cumprod_v11, posterior_tables_v10
 from ..stages.decoding import decode
 from ..stages.interpolation import SKIP_FRAMES, interpolate
 from ..stages.keyframes import FirstFrame, sample_keyframes, sample_picture
-from ..stages.run import Run, Text
+from ..stages.releases import RELEASES, V11
+from ..stages.run import Run, Text, sampling_schedule
 from .cases import How, TapeNoise, fill_weights
 
 FORWARD_LIMIT = 1e-5
@@ -54,10 +55,8 @@ def check_keyframe_unet(case: dict[str, Any], t: dict[str, Tensor], how: How) ->
     frames = case["config"].get("num_frames") or case["num_frames"]
     positions = t["temporal_positions" if "temporal_positions" in t else "temporal"]
     extra = {"noise_level": t.get("noise_aug_time"), "motion_score": t.get("motion_score")}
-    conditions = unet.prepare(
-        t["context"], t["context_mask"], _rows(t["time"]), positions=positions, keyframes=frames, frames_per_row=1,
-        **extra,
-    )  # fmt: skip
+    told = (t["context"], t["context_mask"], _rows(t["time"]))
+    conditions = unet.prepare(*told, positions=positions, keyframes=frames, frames_per_row=1, **extra)
     outputs = {"out": (unet(t["x"], conditions), FORWARD_LIMIT)}
     if "image_x" in t:
         conditions = unet.prepare(t["image_context"], t["image_context_mask"], _rows(t["image_time"]), positions=None)
@@ -82,7 +81,7 @@ def check_movq(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
     movq = _movq(case, how, case["state_dict"])
     outputs = {"latent": (movq.encode(t["image"]), FORWARD_LIMIT)} if "image" in t else {}
     if "z" in t:
-        outputs["decoded"] = (movq.decode(t["z"], shared_map=how.family == "1.1"), FORWARD_LIMIT)
+        outputs["decoded"] = (movq.decode(t["z"], shared_map=RELEASES[how.family].shares_map), FORWARD_LIMIT)
     return outputs
 
 
@@ -121,11 +120,11 @@ def _interpolated(
     ):
         if name in t:
             skip = case.get("skip_frames", {}).get(name.removeprefix("video_"), skip)
+            run, null = Run(TapeNoise(case["tape_seed"]["interpolation"])), t["interpolation_null_embedding"]
+            scale = case["interpolation_guidance_scale"]
             video = interpolate(
-                unet, before[None], text, t["interpolation_null_embedding"],
-                Run(TapeNoise(case["tape_seed"]["interpolation"])), skip_frames=skip, steps=steps,
-                guidance_scale=case["interpolation_guidance_scale"],
-            )  # fmt: skip
+                unet, before[None], text, null, run, skip_frames=skip, steps=steps, guidance_scale=scale
+            )
             outputs[name] = (video[0], limit)
     return outputs
 
@@ -134,8 +133,8 @@ def _decoded(case: dict[str, Any], t: dict[str, Tensor], how: How, keyframes: Te
     if "frames" not in t:
         return {}
     last = t.get("video_high", t.get("video_medium", keyframes))
-    movq = _movq(case["movq" if how.family == "1.0" else "video_movq"], how)
-    return {"frames": (decode(movq, last, shared_map=how.family == "1.1"), PIPELINE_LIMITS[how.family])}
+    movq = _movq(case[RELEASES[how.family].decoder], how)
+    return {"frames": (decode(movq, last, shared_map=RELEASES[how.family].shares_map), PIPELINE_LIMITS[how.family])}
 
 
 def check_pipeline_v10(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
@@ -175,13 +174,13 @@ def check_pipeline_v11(case: dict[str, Any], t: dict[str, Tensor], how: How) -> 
     )
     keyframes = sample_keyframes(
         unet, text, null, Run(TapeNoise(seeds["keyframes"])), size=first_frame.latents.shape[-2:],
-        keyframes=t["keyframes"].shape[0], first_frame=first_frame, steps=steps,
-        guidance_scale=case["guidance_weight_prompt"],
+        keyframes=t["keyframes"].shape[0], first_frame=first_frame, guidance_scale=case["guidance_weight_prompt"],
+        steps=steps,
     )  # fmt: skip
     outputs["keyframes"] = (keyframes[0], limit)
-    for name, spacing in (("keyframe", "leading"), ("interpolation", "trailing")):
+    for name in ("keyframe", "interpolation"):
         if f"{name}_timesteps" in t:
-            schedule = make_schedule_v11(len(t[f"{name}_timesteps"]), spacing)
+            schedule = sampling_schedule(getattr(V11, name).changed(len(t[f"{name}_timesteps"])))
             outputs[f"{name}_timesteps"] = (schedule.timesteps, 0.0)
-            outputs[f"{name}_alphas_cumprod"] = (schedule.alphas_cumprod, TABLE_LIMIT)
+            outputs[f"{name}_alphas_cumprod"] = (alphas_cumprod_v11(), TABLE_LIMIT)
     return outputs | _interpolated(case, t, how, t["keyframes"], text) | _decoded(case, t, how, t["keyframes"])

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ...ff_kernels.errors import InputError
-from ...ff_kernels.ops.eager.step import mix_branches
+from ...ff_kernels.ops import mix_branches
 from ...ff_kernels.sampling.guidance import text_image_weights
 from ...ff_kernels.sampling.noise import KEYFRAMES, PICTURE, SeededNoise, stage_seeds
-from ...ff_kernels.sampling.samplers import sample_ddpm
+from ...ff_kernels.sampling.samplers import sample_latents
 from ...ff_kernels.sampling.schedule import make_schedule_from_sigmas
 from ...ff_kernels.stages.keyframes import FirstFrame, draw_start
 from .._compat import KSAMPLER, CFGGuider, calc_cond_batch
@@ -138,13 +138,13 @@ def _sample(
             callback({"x": shown, "i": step - 1, "sigma": sigma, "sigma_hat": sigma, "denoised": shown})
 
     frames = (x / scales[0]).transpose(1, 2).flatten(0, 1)
-    frames = sample_ddpm(
+    frames = sample_latents(
         predict,
         frames,
         schedule,
         source,
         predicted="denoised",
-        clip="none",
+        threshold="none",
         callback=report,
     )
     return (frames * scales[-1]).unflatten(0, (B, T)).transpose(1, 2).to(torch.float32)

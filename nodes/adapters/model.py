@@ -16,11 +16,13 @@ from ...ff_kernels.models.keyframe_unet import KeyframeUNet, keyframe_positions
 from ...ff_kernels.models.masked_unet import MaskedUNet
 from ...ff_kernels.models.unet import UNet
 from ...ff_kernels.models.unets import UNETS
-from ...ff_kernels.ops.eager.step import clip_to_quantile, clip_to_range
+from ...ff_kernels.ops import clip_to_quantile, clip_to_range
 from ...ff_kernels.ops.step import THRESHOLD_V10
+from ...ff_kernels.sampling.levels import trained_levels
 from ...ff_kernels.sampling.noise import KEYFRAMES, SeededNoise, stage_seeds
-from ...ff_kernels.sampling.schedule import told_sigmas
+from ...ff_kernels.sampling.schedule import TRAIN_STEPS
 from ...ff_kernels.stages.keyframes import draw_start
+from ...ff_kernels.stages.releases import V10
 from .._compat import (
     EPS,
     ON_CLEANUP,
@@ -49,6 +51,8 @@ from .text import context_of
 # Core multiplies it with latent positions to guess what to free. Not measured on a GPU yet: half more than core's
 # default of 2, because activations are wide before the first halving.
 MEMORY_USAGE_FACTOR = 3.0
+# Core's samplers tell the times that the release's own run tells.
+RELEASED_OFFSET = TRAIN_STEPS // V10.keyframe.steps
 
 
 class _InCore:
@@ -144,7 +148,7 @@ class KeyframeSampling(ModelSamplingDiscrete, EPS):
 
     def __init__(self, family: str) -> None:
         torch.nn.Module.__init__(self)
-        sigmas = told_sigmas(family)
+        sigmas = trained_levels(family, RELEASED_OFFSET).sigmas
         self.sigma_data, self.num_timesteps = 1.0, len(sigmas)
         self.set_sigmas(sigmas)
 
@@ -187,18 +191,14 @@ class CoreModel(BaseModel):
         where = f"{kwargs.get('prompt_type') or 'the'} conditioning"
         require_stage(config, "keyframe", "model")
         context, mask = context_of(kwargs["cross_attn"], kwargs, self.null_embedding, config.context_dim, where)
-        out = {"c_crossattn": CONDRegular(context), "context_mask": CONDRegular(mask)}
-        if config.family == "1.1":
-            out.update(self._first_frame(where, **kwargs))
-        else:
-            first_frame_of(where, kwargs, "1.0", tuple(kwargs["noise"].movedim(2, 1).shape))
-        return out
+        first_frame = self._first_frame(where, **kwargs)
+        return {"c_crossattn": CONDRegular(context), "context_mask": CONDRegular(mask), **first_frame}
 
     def _first_frame(self, where: str, **kwargs: Any) -> dict[str, Any]:
         noise = kwargs["noise"]
         clips, channels, T, *size = noise.shape
         shape = (clips, T, channels, *size)
-        first_frame = first_frame_of(where, kwargs, "1.1", shape)
+        first_frame = first_frame_of(where, kwargs, self.network_config.family, shape)
         if first_frame is not None:
             source = SeededNoise(stage_seeds(int(kwargs.get("seed") or 0), clips, KEYFRAMES))
             _, shown = draw_start(source, shape, noise, first_frame)
