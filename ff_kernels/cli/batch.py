@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from .console import say
 from .generate import add_clip_options, clip_settings
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def run_batch_command(options: argparse.Namespace) -> int:
         print("fusionframes: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return getattr(error, "status", EXIT_INTERRUPTED)
     line.end()
-    print(
+    say(
         f"{options.output}: {result.done} of {result.total} clips, {result.made} of them now, {result.failed} failed, "
         f"in {duration(result.seconds)}"
     )
@@ -216,7 +217,7 @@ def _status(options: argparse.Namespace, ledger: "Ledger") -> int:
             f"; of {options.prompts.name} {len(keys & done)} of {len(keys)} done, {len(keys - done - failed)} missing"
         )
     written = write_manifest(ledger)
-    print(f"{line}; {', '.join(path.name for path in written)} written")
+    say(f"{line}; {', '.join(path.name for path in written)} written")
     _show_failures(ledger, len(failed))
     if options.pack:
         _pack(ledger)
@@ -227,7 +228,7 @@ def _pack(ledger: "Ledger") -> None:
     from ..batch.manifest import pack_tars
 
     written = pack_tars(ledger)
-    print(f"{written[0].parent}: {len(written)} shards, {sum(path.stat().st_size for path in written) / 1e6:.1f} MB")
+    say(f"{written[0].parent}: {len(written)} shards, {sum(path.stat().st_size for path in written) / 1e6:.1f} MB")
 
 
 def _dry_run(options: argparse.Namespace, model: Any, defaults: Any, shard: tuple[int, int] | None) -> int:
@@ -237,5 +238,5 @@ def _dry_run(options: argparse.Namespace, model: Any, defaults: Any, shard: tupl
     plan = plan_batch(options.prompts, model, defaults)
     plan = plan if shard is None else plan.shard(*shard)
     for line in plan_lines(plan, options.output, model):
-        print(line)
+        say(line)
     return 1 if plan.refusals else 0
