@@ -7,6 +7,7 @@ from pathlib import Path
 from ..errors import FusionFramesError, InputError
 from ..media.pictures import read_image
 from ..pipeline.pipeline import Pipeline
+from ..pipeline.prompts import require_prompts
 from ..pipeline.settings import LEVELS
 from .fingerprints import file_digest, weights_fingerprint
 from .jobs import KEY_DIGITS, SAMPLER_VERSION, Job, Plan, Refusal, RowDefaults, drawn_settings, key_of
@@ -61,6 +62,7 @@ class _Planner:
         settings = pipeline.resolve(replace(defaults.settings, **row.settings))
         negative, image = row.negative or defaults.negative, row.image or defaults.image
         decoder = DECODERS.get(row.decoder or defaults.decoder or "")
+        require_prompts([row.prompt, *filter(None, [negative])])
         picture = None if image is None else self._picture(image)
         passes = LEVELS[settings.fps][0]
         pipeline.check_inputs(negative, has_picture=image is not None, passes=passes, decoder=decoder)

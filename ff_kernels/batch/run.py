@@ -23,6 +23,9 @@ from .rows import read_rows
 from .rules import BatchError, Rules
 from .work import CLIP, TEXT, EngineFactory, Task
 
+# To read the released encoder from a shared disk takes about as long as to encode so many prompts on a card.
+PROMPTS_PER_ENCODER = 2000
+
 
 @dataclass(frozen=True)
 class WorkerOptions:
@@ -184,10 +187,15 @@ def _drive(driver: Driver, todo: Sequence[Job], ledger: Ledger, count: int, tall
         if not ledger.context(job.text_key).exists():
             texts.setdefault(job.text_key, []).append(job)
     tally.to_encode = len(texts)
-    # By one worker: what encodes is large and done at once, and must have left before the U-Nets come.
-    driver.run([Task(TEXT, key, tuple(jobs)) for key, jobs in texts.items()], 1)
+    # By few workers: what encodes is large and soon done, and must have left before the U-Nets come.
+    driver.run([Task(TEXT, key, tuple(jobs)) for key, jobs in texts.items()], encoders(len(texts), count))
     ready = [job for job in todo if ledger.failure(job.key) is None]
     driver.run([Task(CLIP, job.key, (job,)) for job in ready], count)
+
+
+def encoders(prompts: int, workers: int) -> int:
+    """Return how many of the workers encode prompts."""
+    return min(workers, max(1, prompts // PROMPTS_PER_ENCODER))
 
 
 def _settled(model: ModelOptions, workers: WorkerOptions, ray: object | None) -> tuple[ModelOptions, int]:
