@@ -76,7 +76,9 @@ class ArrivedError(Exception):
     """Ends a run where the model would be opened."""
 
 
-OPTIONS = """--model M --fps medium --width 72 --height 48 --steps 7 --guidance 1.5 --image-guidance 2.5
+OPTIONS = """--model M --fps medium --width 72 --height 48 --preset fast --steps 7
+--interpolation-steps 3 --solver ddim --interpolation-solver dpmpp_2m
+--guide-between 0.3 5 --guidance 1.5 --image-guidance 2.5
 --motion extreme --interpolation-guidance 0.3 --keyframes 4 --seed 11 --mend --low-memory --strict --no-graphs
 --dtype bfloat16 --device cpu --negative red --decoder video"""
 
@@ -90,7 +92,7 @@ def test_generate_options_reach_the_model(tmp_path, monkeypatch):
             super().__init__(models, **options)
 
         def resolve(self, settings):
-            return given.setdefault("settings", settings)
+            return super().resolve(given.setdefault("settings", settings))
 
         def sample(self, prompt, settings, **options):
             options.pop("progress")
@@ -107,7 +109,8 @@ def test_generate_options_reach_the_model(tmp_path, monkeypatch):
         "parity": "strict", "uses_graphs": False, "prompt": PROMPT, "negative": "red", "picture": None,
         "decoder": "video_movq",
         "settings": Settings(
-            fps="medium", width=72, height=48, steps=7, guidance_scale=1.5, image_guidance=2.5,
+            fps="medium", width=72, height=48, preset="fast", steps=7, interpolation_steps=3, solver="ddim",
+            interpolation_solver="dpmpp_2m", guided=(0.3, 5.0), guidance_scale=1.5, image_guidance=2.5,
             interpolation_guidance=0.3, motion_score=100, keyframes=4, seed=11, is_mended=True, is_stacked=False,
         ),
     }  # fmt: skip
