@@ -32,7 +32,8 @@ DOORS = {
     "training": "errors files models sampling",
     "demo": "checkpoints errors files media metrics models pipeline sampling stages training",
     "paper": "bench checkpoints demo errors files media metrics models pipeline stages training",
-    "cli": "bench checkpoints demo errors media metrics ops pipeline runtime stages verify",
+    "batch": "bench checkpoints demo errors files media pipeline runtime sampling stages",
+    "cli": "batch bench checkpoints demo errors media metrics ops pipeline runtime stages verify",
     "__main__": "cli",
     "__init__": "",
 }

@@ -25,6 +25,13 @@ def add_generate(commands: Any) -> None:
     parser.add_argument("prompt", help="what the video shows, in English")
     what = "file to write: .mp4, .webm, .gif, or .png for a numbered sequence"
     parser.add_argument("-o", "--output", type=Path, required=True, help=what)
+    add_clip_options(parser)
+    parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
+    parser.set_defaults(run=run_generate)
+
+
+def add_clip_options(parser: argparse.ArgumentParser) -> None:
+    """Add what decides how clips are made and what they show beside the prompt."""
     parser.add_argument("--model", type=Path, help="folder of released or converted weights (default: the demo model)")
     parser.add_argument("--negative", help="what the video should not show (release 1.0)")
     parser.add_argument("--image", type=Path, help="picture to start from (release 1.1)")
@@ -51,17 +58,15 @@ def add_generate(commands: Any) -> None:
     parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
     for name, what in _SWITCHES.items():
         parser.add_argument(name, action="store_true", help=what)
-    parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
-    parser.set_defaults(run=run_generate)
 
 
 def run_generate(options: argparse.Namespace) -> int:
     """Make a video file."""
     from ..media.pictures import read_image, write_image
     from ..media.sheet import contact_sheet
-    from ..media.video import check_output, write_frames
+    from ..media.video import check_output
     from ..pipeline.settings import describe_sampling, sampling_warnings
-    from ..runtime.clock import Clock
+    from ..pipeline.writing import write_clip
 
     check_output(options.output)
     if options.storyboard is not None:
@@ -70,21 +75,15 @@ def run_generate(options: argparse.Namespace) -> int:
         raise InputError("expected a prompt, got an empty text: describe what the video shows")
     picture = None if options.image is None else read_image(options.image)
     pipeline = _open_pipeline(options)
-    settings = pipeline.resolve(_settings(options))
+    settings = pipeline.resolve(clip_settings(options))
     for text in sampling_warnings(settings, pipeline.release):
         print(f"warning: {text}", file=sys.stderr)
     decoder = {None: None, "image": "movq", "video": "video_movq"}[options.decoder]
     with Bars() as bars:
-        clip = pipeline.sample(
-            options.prompt, settings, negative=options.negative, picture=picture, decoder=decoder, progress=bars
-        )
-        clock = Clock(bars, clip.seconds)
-        # Opened before the output is: what goes wrong inside of that counts as a failure to write.
-        pipeline.network(decoder or pipeline.release.decoder)
-        with clock("decoding"):
-            # Straight to the file: the frames of a long clip would fill the memory that its networks leave.
-            chunks = pipeline.decode_chunks(clip.latents, settings, decoder=decoder, should_stop=clock.count)
-            written = write_frames(chunks, options.output, clip.fps, count=len(clip.latents))
+        clip, written = write_clip(
+            pipeline, options.prompt, settings, options.output, decoder=decoder, progress=bars,
+            negative=options.negative, picture=picture,
+        )  # fmt: skip
     if options.storyboard is not None:
         keyframes = pipeline.decode(clip.keyframes, settings, decoder=decoder)
         spacing = (len(clip.latents) - 1) / max(1, len(keyframes) - 1) / clip.fps
@@ -123,7 +122,8 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
     return demo_pipeline(**choices)
 
 
-def _settings(options: argparse.Namespace) -> Any:
+def clip_settings(options: argparse.Namespace) -> Any:
+    """Return the settings that the options name."""
     from ..pipeline.settings import Settings
 
     return Settings(

@@ -56,7 +56,8 @@ def sample_latents(
     Source: releases 1.0 and 1.1; golden ``v10_pipeline``, ``v11_pipeline``.
     """
     total = len(schedule)
-    table, before = schedule.coefficients.rows().to(x.device), None
+    # A schedule of a host's noise levels is in float64, which not every device has.
+    table, before = schedule.coefficients.rows().to(x.dtype).to(x.device), None
     previous_gain = None if schedule.previous_gain is None else schedule.previous_gain.tolist()
     each = weights if isinstance(weights[0], tuple) else [weights] * total
     for step in range(total):
