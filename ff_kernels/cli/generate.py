@@ -56,8 +56,6 @@ def add_clip_options(parser: argparse.ArgumentParser) -> None:
     what = "dtype of the U-Nets (default: float16 on cards that have it)"
     parser.add_argument("--dtype", choices=shared.DTYPES, help=what)
     parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
-    what = "dtype of that MoVQ; 16 bit only where the pictures stay the same (default: float32)"
-    parser.add_argument("--decoder-dtype", choices=shared.DTYPES, default="float32", help=what)
     for name, what in _SWITCHES.items():
         parser.add_argument(name, action="store_true", help=what)
 
@@ -111,8 +109,7 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
     dtype = choose_dtype(device, options.dtype)
     print(f"running on {device} ({name_of(device)}) in {str(dtype).removeprefix('torch.')}", file=sys.stderr)
     choices = {
-        "device": device, "dtype": dtype, "decoder_dtype": choose_dtype(device, options.decoder_dtype),
-        "keeps_networks": not options.low_memory,
+        "device": device, "dtype": dtype, "keeps_networks": not options.low_memory,
         "parity": "strict" if options.strict else "fast", "uses_graphs": not options.no_graphs,
     }  # fmt: skip
     if options.model is not None:

@@ -25,7 +25,6 @@ from ..stages.keyframes import FirstFrame, sample_keyframes, sample_picture
 from ..stages.releases import RELEASES
 from ..stages.run import Run, Text
 from .clip import Clip, LatentClip
-from .narrow import narrowed
 from .networks import Networks
 from .prompts import Prompts
 from .settings import LEVELS, Settings, resolve_settings
@@ -45,21 +44,17 @@ class Pipeline:
         keeps_networks: keep a stage's network after the stage; False frees it, for a small card.
         parity: "strict" keeps the networks as released, "fast" folds linear layer after linear layer, the same
             function up to rounding (``folding.fold``).
-        decoder_dtype: dtype in which clips are decoded; 16 bit are refused, clip by clip, where the pictures would
-            not be the same (``narrow``).
         uses_graphs: on a CUDA device, record a sampling step once and replay it (``runtime.graph``).
         defaults: settings to start from where the caller's are None.
     """
 
     def __init__(
         self, models: ModelFiles, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
-        decoder_dtype: torch.dtype = torch.float32, keeps_networks: bool = True, parity: Parity = "fast",
-        uses_graphs: bool = True,
+        keeps_networks: bool = True, parity: Parity = "fast", uses_graphs: bool = True,
         defaults: Settings | None = None,
     ) -> None:  # fmt: skip
         self.models, self.device, self.dtype = models, torch.device(device), dtype
         self.family, self.release = models.family, RELEASES[models.family]
-        self.decoder_dtype = decoder_dtype
         self.uses_graphs = uses_graphs and self.device.type == "cuda"
         self.defaults = defaults or Settings(fps="low", width=512, height=512)
         self.networks = Networks(models, self.device, dtype, parity, keeps_all=keeps_networks)
@@ -218,14 +213,12 @@ class Pipeline:
         """
         network = self.network(decoder or self.release.decoder).network
         blends = settings.is_mended and network.config.is_video
-        latents, shared_map = latents.to(self.device).float(), self.release.shares_map and not settings.is_mended
-        network = narrowed(network, latents, self.decoder_dtype, shared_map=shared_map)
         chunks = decode_chunks(
-            network, latents.to(network.quant_conv.weight.dtype), shared_map=shared_map,
+            network, latents.to(self.device).float(), shared_map=self.release.shares_map and not settings.is_mended,
             overlap=blend_overlap(len(latents)) if blends else 0, should_stop=should_stop,
         )  # fmt: skip
         for frames in chunks:
-            yield frames.permute(0, 2, 3, 1).cpu().float()
+            yield frames.permute(0, 2, 3, 1).cpu()
 
     def generate(self, prompt: str, settings: Settings | None = None, **options: Any) -> Clip:
         """Make one clip; arguments and errors as in ``sample``."""

@@ -80,8 +80,7 @@ OPTIONS = """--model M --fps medium --width 72 --height 48 --preset fast --steps
 --interpolation-steps 3 --solver ddim --interpolation-solver dpmpp_2m
 --guide-between 0.3 5 --guidance 1.5 --image-guidance 2.5
 --motion extreme --interpolation-guidance 0.3 --keyframes 4 --seed 11 --mend --low-memory --strict --no-graphs
---dtype bfloat16 --device cpu --negative red --decoder video
---decoder-dtype bfloat16"""
+--dtype bfloat16 --device cpu --negative red --decoder video"""
 
 
 def test_generate_options_reach_the_model(tmp_path, monkeypatch):
@@ -108,7 +107,7 @@ def test_generate_options_reach_the_model(tmp_path, monkeypatch):
     assert given == {
         "folder": Path("M"), "device": torch.device("cpu"), "dtype": torch.bfloat16, "keeps_networks": False,
         "parity": "strict", "uses_graphs": False, "prompt": PROMPT, "negative": "red", "picture": None,
-        "decoder": "video_movq", "decoder_dtype": torch.bfloat16,
+        "decoder": "video_movq",
         "settings": Settings(
             fps="medium", width=72, height=48, preset="fast", steps=7, interpolation_steps=3, solver="ddim",
             interpolation_solver="dpmpp_2m", guided=(0.3, 5.0), guidance_scale=1.5, image_guidance=2.5,
