@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .hooks import NO_HOOKS, Hooks
+
 Rows = Literal["time", "position", "both"]
 
 
@@ -72,11 +74,13 @@ class Step:
         conditions: the tables.
         index: number of the step in them.
         first: which of the N samples the first one is where a block runs some of them at a time.
+        hooks: where a host steps in.
     """
 
     conditions: Conditions
     index: int
     first: int = 0
+    hooks: Hooks = NO_HOOKS
 
 
 def cut_context(context: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:

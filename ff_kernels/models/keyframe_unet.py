@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from .blocks import Embedding, ResNetBlock
 from .conditions import Conditions, Step, combine_rows, cut_context
 from .configs import MIXED_VARIANT, POSITION_UNITS_V10, check_keyframes
+from .hooks import NO_HOOKS, Hooks
 from .layers import Layers
 from .temporal_blocks import MixedAttentionBlock, MixedConvBlock, TemporalAttentionBlock, TemporalResNetBlock
 from .unet import BlockSet, UNet, expand_rows
@@ -123,7 +124,7 @@ class KeyframeUNet(UNet):
                 total = vector if total is None else total + vector
         return total
 
-    def forward(self, x: Tensor, conditions: Conditions, step: int = 0) -> Tensor:
+    def forward(self, x: Tensor, conditions: Conditions, step: int = 0, hooks: Hooks = NO_HOOKS) -> Tensor:
         """Predict the noise; see ``UNet.forward``."""
         self._check(x, conditions)
         # Release 1.1 picks the image layer when a batch holds at most two samples; told by the conditions
@@ -131,7 +132,7 @@ class KeyframeUNet(UNet):
         # (RELEASES.md, "Input layer by batch size").
         is_image = not conditions.is_temporal and hasattr(self, "image_in_layer")
         x = self.image_in_layer(x) if is_image else self.in_layer(x)
-        return self._run_levels(x, Step(conditions, step))
+        return self._run_levels(x, Step(conditions, step, hooks=hooks))
 
 
 def keyframe_positions(family: str, keyframes: int) -> Tensor:
