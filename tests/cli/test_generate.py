@@ -76,9 +76,11 @@ class ArrivedError(Exception):
     """Ends a run where the model would be opened."""
 
 
-OPTIONS = """--model M --fps medium --width 72 --height 48 --steps 7 --guidance 1.5 --image-guidance 2.5
+OPTIONS = """--model M --fps medium --width 72 --height 48 --preset fast --steps 7
+--interpolation-steps 3 --solver ddim --interpolation-solver dpmpp_2m
+--guide-between 0.3 5 --guidance 1.5 --image-guidance 2.5
 --motion extreme --interpolation-guidance 0.3 --keyframes 4 --seed 11 --mend --low-memory --strict --no-graphs
---dtype bfloat16 --device cpu --negative red --decoder video --interpolation-steps 6"""
+--dtype bfloat16 --device cpu --negative red --decoder video"""
 
 
 def test_generate_options_reach_the_model(tmp_path, monkeypatch):
@@ -108,9 +110,9 @@ def test_generate_options_reach_the_model(tmp_path, monkeypatch):
         "parity": "strict", "uses_graphs": False, "prompt": PROMPT, "negative": "red", "picture": None,
         "decoder": "video_movq",
         "settings": Settings(
-            fps="medium", width=72, height=48, steps=7, guidance_scale=1.5, image_guidance=2.5,
+            fps="medium", width=72, height=48, preset="fast", steps=7, interpolation_steps=3, solver="ddim",
+            interpolation_solver="dpmpp_2m", guided=(0.3, 5.0), guidance_scale=1.5, image_guidance=2.5,
             interpolation_guidance=0.3, motion_score=100, keyframes=4, seed=11, is_mended=True, is_stacked=False,
-            interpolation_steps=6,
         ),
     }  # fmt: skip
     assert all(value != getattr(Settings(), name) for name, value in vars(given["settings"]).items()
