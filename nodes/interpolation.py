@@ -1,5 +1,6 @@
 """Interpolation nodes: three frames into every gap, or missing frames of any sequence."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from ._api import io
 from ._compat import mm
 from .adapters.conditioner import Loaded
 from .adapters.latent import Conditioning, as_latent, latent_frames
-from .adapters.model import GAP_NETWORKS, CoreModel, EngineView, network_of
+from .adapters.model import CoreModel, compute_dtype, network_of
+from .adapters.networks import GAP_NETWORKS, EngineView
 from .adapters.progress import StepReport
+from .adapters.runs import gap_sigmas, is_bare, run_in_core
 from .adapters.text import text_of
 from .widgets import ALIASES, check_steps, seed_input, steps_input
 
@@ -60,8 +63,8 @@ class _Passes:
     ) -> None:
         check_steps(steps)
         self.network, core = network_of(model, GAP_NETWORKS, "model")
-        self.clips, self.device = frames.shape[0], model.load_device
-        like = torch.empty(0, device=self.device, dtype=core.get_dtype_inference())
+        self.model, self.clips, self.device = model, frames.shape[0], model.load_device
+        like = torch.empty(0, device=self.device, dtype=compute_dtype(model))
         self.null = _null_embedding(core).to(like)
         self.text = _text(self.network, core, positive, self.clips, like)
         self.seed, self.options = seed, {"steps": steps, "guidance_scale": guidance_scale}
@@ -84,17 +87,27 @@ class _Passes:
         frames = frames.to(self.device)
         with torch.inference_mode():
             for i in range(passes):
-                noise = SeededNoise(stage_seeds(self.seed, self.clips, pass_stream(i)))
-                frames = GAP_STAGES[self.network.config.stage](
-                    self.network,
-                    frames,
-                    self.text,
-                    self.null,
-                    Run(noise, callback=self.report, conditioner=self.loaded),
-                    skip_frames=SKIP_FRAMES[min(i, len(SKIP_FRAMES) - 1)],
-                    **self.options,
-                )
+                run = partial(self.run_pass, frames, i)
+                if is_bare(self.model):
+                    frames = run()
+                else:
+                    shape = [self.clips, frames.shape[2], 3 * (frames.shape[1] - 1), *frames.shape[-2:]]
+                    sigmas = gap_sigmas(self.network.config, self.options["steps"])
+                    frames = run_in_core(self.model, self.network, sigmas, shape, run)
         return frames.to(mm.intermediate_device())
+
+    def run_pass(self, frames: Tensor, index: int) -> Tensor:
+        """Run one pass, the first one having index 0."""
+        noise = SeededNoise(stage_seeds(self.seed, self.clips, pass_stream(index)))
+        return GAP_STAGES[self.network.config.stage](
+            self.network,
+            frames,
+            self.text,
+            self.null,
+            Run(noise, callback=self.report, conditioner=self.loaded),
+            skip_frames=SKIP_FRAMES[min(index, len(SKIP_FRAMES) - 1)],
+            **self.options,
+        )
 
 
 def _null_embedding(core: CoreModel) -> Tensor:

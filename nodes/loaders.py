@@ -7,7 +7,8 @@ from ._api import io
 from ._compat import DTYPES, file_names, file_path
 from .adapters.clip import load_clip
 from .adapters.files import open_projection, open_weights
-from .adapters.model import NETWORKS, load_model
+from .adapters.model import load_model
+from .adapters.networks import NETWORKS
 from .adapters.vae import MoVQVAE
 from .widgets import ALIASES, dtype_input
 

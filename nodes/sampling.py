@@ -6,25 +6,26 @@ import torch
 
 from ..ff_kernels.errors import InputError
 from ..ff_kernels.sampling.noise import KEYFRAMES, PICTURE, SeededNoise, stage_seeds
-from ..ff_kernels.sampling.schedule import make_schedule_v10, make_schedule_v11
 from ..ff_kernels.stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
 from ..ff_kernels.stages.run import Run
 from ._api import io
 from ._compat import mm, resize_empty
 from .adapters.conditioner import Loaded
-from .adapters.guider import TextImageGuider, ddpm_sampler
+from .adapters.guider import TextImageGuider, ddpm_sampler, keyframe_sigmas, sample_in_core
 from .adapters.latent import FIRST_FRAME, MOTION_SCORE, NOISE_LEVEL, Conditioning, as_latent, latent_frames, only_entry
 from .adapters.model import (
     DEFAULT_MOTION_SCORE,
     DEFAULT_NOISE_LEVEL,
     CoreModel,
-    EngineView,
+    compute_dtype,
     first_frame_refusal,
     image_refusal,
     network_of,
     require_frame,
 )
+from .adapters.networks import EngineView
 from .adapters.progress import StepReport
+from .adapters.runs import is_bare
 from .adapters.text import text_of
 from .widgets import ALIASES, check_steps, guidance_input, image_guidance_input, seed_input, steps_input
 
@@ -83,7 +84,11 @@ class KeyframeSampler(io.ComfyNode):
         report = StepReport(model, steps, clips=frames.shape[0])
         options = {"guidance_scale": guidance_scale, "steps": steps}
         with torch.inference_mode():
-            if network.config.family == "1.0":
+            if not is_bare(model, positive, negative):
+                shape = list(frames.transpose(1, 2).shape)
+                scales = {"guidance_scale": guidance_scale, "image_guidance": image_guidance}
+                out = sample_in_core(model, positive, negative, shape, seed=seed, steps=steps, **scales)
+            elif network.config.family == "1.0":
                 out = job.sample_v10(seed, report, options)
             else:
                 out = job.sample_v11(seed, report, {**options, "image_guidance": image_guidance})
@@ -105,7 +110,7 @@ class _Job:
         self.network, self.device = network, model.load_device
         self.clips, self.num_frames = frames.shape[:2]
         self.size = tuple(frames.shape[-2:])
-        like = torch.empty(0, device=self.device, dtype=core.get_dtype_inference())
+        like = torch.empty(0, device=self.device, dtype=compute_dtype(model))
         self.options = only_entry(positive, "positive")[1]
         self.text, self.unconditional = (
             text_of(entry, core.null_embedding, network.config.context_dim, self.clips, name, like)
@@ -196,9 +201,7 @@ class Schedule(io.ComfyNode):
         """Return the levels."""
         check_steps(steps)
         network, _ = network_of(model, "keyframe", "model")
-        is_v10 = network.config.family == "1.0"
-        schedule = make_schedule_v10(steps) if is_v10 else make_schedule_v11(steps, "leading")
-        return io.NodeOutput(schedule.sigmas.float())
+        return io.NodeOutput(keyframe_sigmas(network.config.family, steps))
 
 
 class DDPM(io.ComfyNode):

@@ -10,8 +10,8 @@ from ...ff_kernels.ops.eager.step import mix_branches
 from ...ff_kernels.sampling.guidance import text_image_weights
 from ...ff_kernels.sampling.noise import KEYFRAMES, PICTURE, SeededNoise, stage_seeds
 from ...ff_kernels.sampling.samplers import sample_ddpm
-from ...ff_kernels.sampling.schedule import make_schedule_from_sigmas
-from .._compat import KSAMPLER, CFGGuider, calc_cond_batch
+from ...ff_kernels.sampling.schedule import make_schedule_from_sigmas, make_schedule_v10, make_schedule_v11
+from .._compat import KSAMPLER, CFGGuider, calc_cond_batch, preview_callback
 from .latent import FIRST_FRAME, NO_FIRST_FRAME, Conditioning, with_values, without_values
 from .model import CoreModel, network_of
 
@@ -51,9 +51,10 @@ class TextImageGuider(CFGGuider):
     ) -> Tensor:
         """Return the mixed estimate of the clean latents."""
         options = model_options or {}
-        neither, image, both = calc_cond_batch(
+        # What is hung on the network takes the first for the prompt's and the second for the negative prompt's.
+        both, neither, image = calc_cond_batch(
             self.inner_model,
-            [self.conds["negative"], self.conds["middle"], self.conds["positive"]],
+            [self.conds["positive"], self.conds["negative"], self.conds["middle"]],
             x,
             timestep,
             options,
@@ -95,6 +96,55 @@ class DDPMSampler(KSAMPLER):
         is_empty = latent is None or not bool(torch.count_nonzero(latent))
         run = _FromNoise(_sample) if is_empty else KSAMPLER(_sample)
         return run.sample(model_wrap, sigmas, *args, **kwargs)
+
+
+def sample_in_core(
+    model: Any,
+    positive: Conditioning,
+    negative: Conditioning,
+    shape: list[int],
+    *,
+    seed: int,
+    steps: int,
+    guidance_scale: float,
+    image_guidance: float,
+) -> Tensor:
+    """Sample keyframes as the release does, by core's own sampling: with all that hangs on model and conditionings.
+
+    Args:
+        model: keyframe U-Net.
+        positive: the prompt.
+        negative: the negative prompt.
+        shape: ``[B, 4, T, h, w]``.
+        seed: of the first clip.
+        steps: sampling steps.
+        guidance_scale: w.
+        image_guidance: wi, for a first frame.
+
+    Returns:
+        ``[B, T, 4, h, w]`` float32.
+    """
+    network, _ = network_of(model, "keyframe", "model")
+    if FIRST_FRAME in positive[0][1]:
+        guider = TextImageGuider(model, guidance_scale, image_guidance)
+    else:
+        guider = CFGGuider(model)
+        guider.set_cfg(guidance_scale + 1)
+    guider.set_conds(positive, negative)
+    B, C, T, h, w = shape
+    is_picture = network.config.family == "1.1" and FIRST_FRAME not in positive[0][1]
+    source = SeededNoise(stage_seeds(seed, B, PICTURE if is_picture else KEYFRAMES))
+    noise = source.normal((B * T, C, h, w)).unflatten(0, (B, T)).transpose(1, 2).contiguous()
+    sigmas = keyframe_sigmas(network.config.family, steps)
+    callback = preview_callback(model, steps)
+    out = guider.sample(noise, torch.zeros(shape), ddpm_sampler(), sigmas, callback=callback, seed=seed)
+    return out.movedim(1, 2)
+
+
+def keyframe_sigmas(family: str, steps: int) -> Tensor:
+    """Return the ``[steps + 1]`` falling noise levels of a release's keyframe run, in core's units."""
+    schedule = make_schedule_v10(steps) if family == "1.0" else make_schedule_v11(steps, "leading")
+    return schedule.sigmas.float()
 
 
 def ddpm_sampler() -> DDPMSampler:
