@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,21 @@ def run_wrapped(
 def run_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, **options: Any) -> Tensor:
     """Run the attention that core or a node of it has chosen."""
     return comfy.ldm.modules.attention.optimized_attention(query, key, value, heads, **options)
+
+
+@contextmanager
+def quiet(words: str) -> Iterator[None]:
+    """Keep a line that holds ``words`` out of core's log."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        return words not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(passes)
+    try:
+        yield
+    finally:
+        root.removeFilter(passes)
 
 
 def warn(text: str) -> None:

@@ -11,7 +11,8 @@ from ..ff_kernels.stages.tokenizer import MAX_TOKENS
 from ._api import io, ui
 from ._compat import mm, show_text
 from .adapters.clip import KEY, CoreTextModel
-from .adapters.latent import CHANNELS, FIRST_FRAME, MOTION_SCORE, NOISE_LEVEL, NULL, Conditioning, with_values
+from .adapters.latent import CHANNELS, FIRST_FRAME, MOTION_SCORE, NOISE_LEVEL, Conditioning, with_values
+from .adapters.text import MARKS, mark
 from .adapters.vae import movq_of
 from .widgets import ALIASES
 
@@ -132,8 +133,8 @@ def _null_like(positive: Conditioning) -> Conditioning:
     """Return a null text as long as the prompt: its pooled vector depends on that length."""
     out = []
     for tensor, options in positive:
-        context, mask = null_context(tensor.new_zeros(tensor.shape[-1]), *tensor.shape[:2])
-        out.append([context, {**options, "attention_mask": mask, NULL: True}])
+        context, mask = null_context(tensor.new_zeros(tensor.shape[-1] - MARKS), *tensor.shape[:2])
+        out.append([mark(context, mask, is_null=True), {**options, "attention_mask": mask}])
     return out
 
 

@@ -12,7 +12,7 @@ from .._compat import LatentFormat
 
 CHANNELS = 4
 # Keys that our nodes add to a conditioning.
-NULL = "fusionframes_null"
+MARKED = "fusionframes_marked"
 FIRST_FRAME = "fusionframes_first_frame"
 NOISE_LEVEL = "fusionframes_noise_level"
 MOTION_SCORE = "fusionframes_motion_score"

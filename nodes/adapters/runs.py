@@ -10,7 +10,7 @@ from ...ff_kernels.models.configs import UNetConfig
 from ...ff_kernels.sampling.schedule import make_schedule_v10, make_schedule_v11
 from .._compat import APPLY_MODEL, KSAMPLER, PREDICT_NOISE, CFGGuider, warn
 from .conditioner import KEY
-from .latent import IMAGE_KEYS, NO_FIRST_FRAME, NULL, Conditioning
+from .latent import IMAGE_KEYS, MARKED, NO_FIRST_FRAME, Conditioning
 from .networks import EngineView, HungRun
 from .patches import unread, unread_warning
 from .tables import TABLES
@@ -20,7 +20,7 @@ OWN_KEYS = {KEY, TABLES, RUN}
 # What core reads of a MODEL besides its network, and what the engine's own loop does as well.
 OWN_OPTIONS = {"transformer_options", "sampler_post_cfg_function", "disable_cfg1_optimization"}
 # Entries of a conditioning that the engine's own loop reads, or that only say what was encoded.
-OWN_ENTRIES = {"attention_mask", "pooled_output", NULL, NO_FIRST_FRAME, *IMAGE_KEYS}
+OWN_ENTRIES = {"attention_mask", "pooled_output", MARKED, NO_FIRST_FRAME, *IMAGE_KEYS}
 # Core's self-attention guidance blurs pictures: it is written for four axes.
 ON_PICTURES = "comfy_extras.nodes_sag"
 # What changes the mixing of branches, which the interpolation does by itself.
