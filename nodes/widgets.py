@@ -2,6 +2,7 @@
 
 from ..ff_kernels.errors import InputError
 from ..ff_kernels.sampling.schedule import TRAIN_STEPS
+from ..ff_kernels.stages.releases import V10, V11
 from ._api import io
 from ._compat import DTYPES
 
@@ -35,19 +36,21 @@ def seed_input() -> io.Int.Input:
     )
 
 
-def steps_input(tooltip: str = "Sampling steps, 1 to 1000; the releases use 50.") -> io.Int.Input:
+def steps_input(tooltip: str = f"Sampling steps, 1 to 1000; the releases use {V10.keyframe.steps}.") -> io.Int.Input:
     """Return the widget for sampling steps."""
-    return io.Int.Input("steps", default=50, min=1, max=STEPS_MAX, tooltip=tooltip)
+    return io.Int.Input("steps", default=V10.keyframe.steps, min=1, max=STEPS_MAX, tooltip=tooltip)
 
 
 def guidance_input(tooltip: str) -> io.Float.Input:
     """Return the widget for the text guidance of keyframes."""
-    return io.Float.Input("guidance_scale", default=5.0, min=0.0, max=50.0, step=0.1, tooltip=tooltip)
+    own = V10.keyframe.guidance_scale
+    return io.Float.Input("guidance_scale", default=own, min=0.0, max=50.0, step=0.1, tooltip=tooltip)
 
 
-def image_guidance_input(tooltip: str) -> io.Float.Input:
+def image_guidance_input(what: str) -> io.Float.Input:
     """Return the widget for the weight of the first frame."""
-    return io.Float.Input("image_guidance", default=2.0, min=0.0, max=50.0, step=0.1, tooltip=tooltip)
+    own, tooltip = V11.image_guidance, f"{what}; the release uses {V11.image_guidance:g}."
+    return io.Float.Input("image_guidance", default=own, min=0.0, max=50.0, step=0.1, tooltip=tooltip)
 
 
 def check_steps(steps: int) -> None:
@@ -57,4 +60,6 @@ def check_steps(steps: int) -> None:
         InputError: if it is outside 1 .. 1000.
     """
     if not 1 <= steps <= STEPS_MAX:
-        raise InputError(f"steps expected 1 to {STEPS_MAX} sampling steps, got {steps}: the releases use 50")
+        raise InputError(
+            f"steps expected 1 to {STEPS_MAX} sampling steps, got {steps}: the releases use {V10.keyframe.steps}"
+        )

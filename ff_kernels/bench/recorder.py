@@ -1,7 +1,7 @@
 """Count what a function costs without running it: launches, FLOPs, bytes, parameters read, peak of live memory.
 
 The function runs on meta tensors, so that full-size networks are counted in seconds on any machine. Bytes are the
-roofline's: every operation reads each of its inputs once and writes each of its outputs once (kernels.md, section 1).
+roofline's: every operation reads each of its inputs once and writes each of its outputs once.
 """
 
 import math
@@ -151,16 +151,8 @@ class _Recorder(TorchDispatchMode):
             self.is_paused = False
         query, key, value = (*args, *(kwargs[name] for name in ("query", "key", "value") if name in kwargs))[:3]
         inputs = _tensors((args, kwargs))
-        self._add(
-            Cost(
-                "fused_attention",
-                1,
-                sdpa_flop_count(query.shape, key.shape, value.shape),
-                _total(inputs) + size_in_bytes(out),
-            ),
-            inputs,
-            [out],
-        )
+        work = sdpa_flop_count(query.shape, key.shape, value.shape)
+        self._add(Cost("fused_attention", 1, work, _total(inputs) + size_in_bytes(out)), inputs, [out])
         return out
 
     def parameter_bytes(self) -> int:

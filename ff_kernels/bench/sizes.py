@@ -5,6 +5,7 @@ from dataclasses import replace
 from ..models.configs import KEYFRAME_V10, TEMPORAL_VARIANTS, MoVQConfig, check_variant
 from ..models.keyframe_unet import KeyframeUNet
 from ..models.movq import MoVQ
+from ..models.temporal_blocks import is_temporal
 
 ALL_VARIANTS = "all"
 _KINDS = {
@@ -13,11 +14,6 @@ _KINDS = {
     "Conv3dAttn1dBlocks": "blocks of their own, 3x3x3",
     "Conv1dAttn3dBlocks": "blocks of their own, attention in 2x2xT windows",
 }
-
-
-def is_temporal(name: str) -> bool:
-    """Whether a parameter of a keyframe U-Net belongs to the parts over time, the position embedding included."""
-    return "temporal" in name
 
 
 def keyframe_parameters(variant: str) -> tuple[int, int]:

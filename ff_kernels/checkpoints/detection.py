@@ -8,6 +8,8 @@ from typing import Any
 from ..errors import CheckpointError, FusionFramesError
 from ..models.configs import (
     FAMILIES,
+    KEYFRAME_V10,
+    KEYFRAME_V11,
     MASKED,
     MIXED_VARIANT,
     RELEASED_VARIANT,
@@ -231,7 +233,7 @@ def _unet_config(shapes: Shapes, family: str) -> UNetConfig:
         num_blocks=units,
         add_cross_attention=cross,
         add_self_attention=itself,
-        num_frames=frames.get(stage, 15 if family == "1.0" else 12),
+        num_frames=frames.get(stage, (KEYFRAME_V10 if family == "1.0" else KEYFRAME_V11).num_frames),
         noise_augmentation="temporal_noise_aug_time_encoding.1.weight" in shapes,
         motion_score="temporal_motion_score_encoding.1.weight" in shapes,
         temporal_variant=_temporal_variant(shapes),

@@ -10,16 +10,13 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..models.configs import MoVQConfig, TextConfig, UNetConfig
-from ..models.interpolation_unet import InterpolationUNet
-from ..models.keyframe_unet import KeyframeUNet
-from ..models.masked_unet import MaskedUNet
 from ..models.movq import MoVQ
 from ..models.text_encoder import TextEncoder, TextProjection
+from ..models.unets import UNETS
 from .detection import NAMES, NULL_KEY, Kind, detect, places, split_tensors
 from .folding import Parity, fold, require_parity
 from .reading import Contents, read_contents
 
-_UNETS = {"keyframe": KeyframeUNet, "interpolation": InterpolationUNet, "masked": MaskedUNet}
 # The projections of both releases under the names their files use; the first one found is the prompt's.
 PROJECTION_NAMES = ("projections.t5", "projection_base", "projection")
 
@@ -45,7 +42,7 @@ def build_network(kind: Kind, **options: Any) -> nn.Module:
     """Build the network of a kind; options are ``operations``, ``device`` and ``dtype`` of the constructors."""
     config = kind.config
     if isinstance(config, UNetConfig):
-        return _UNETS[config.stage](config, **options)
+        return UNETS[config.stage](config, **options)
     if isinstance(config, MoVQConfig):
         return MoVQ(config, **options)
     if isinstance(config, TextConfig):
@@ -54,14 +51,9 @@ def build_network(kind: Kind, **options: Any) -> nn.Module:
 
 
 def load(
-    path: str | Path,
-    *,
-    stage: str | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    parity: Parity = "strict",
-) -> Loaded:
+    path: str | Path, *, stage: str | None = None, device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None, overrides: Mapping[str, Any] | None = None, parity: Parity = "strict",
+) -> Loaded:  # fmt: skip
     """Load a weights file.
 
     Args:
@@ -83,14 +75,9 @@ def load(
 
 
 def load_contents(
-    contents: Contents,
-    kind: Kind,
-    *,
-    stage: str | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    parity: Parity = "strict",
-) -> Loaded:
+    contents: Contents, kind: Kind, *, stage: str | None = None, device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None, parity: Parity = "strict",
+) -> Loaded:  # fmt: skip
     """Load an opened file whose kind is known; see ``load``."""
     require_parity(parity)
     if stage is not None and kind.stage != stage:

@@ -1,7 +1,8 @@
 """Training data of the demo model: random scenes, their pixels, captions and latents."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +11,11 @@ from tqdm import tqdm
 
 from ..models.masked_unet import GROUP_FRAMES
 from ..models.movq import MoVQ
-from ..sampling.schedule import make_schedule_v10
-from ..stages.tokenizer import Tokenizer
+from ..stages.interpolation import SKIP_FRAMES
+from ..stages.tokenizer import Tokenizer, pad_tokens
+from ..training.loop import fingerprint
+from ..training.noise_levels import draw_noise_levels, draw_normal, noise_levels
+from ..training.run_folder import TrainRun
 from .world.scenes import (
     ATTRIBUTES,
     KEYFRAMES,
@@ -32,9 +36,6 @@ HELD_OUT_SCENES = tuple(scene for scene in all_scenes() if is_held_out(scene))
 CAPTION_DROPOUT = 0.12
 KEYFRAME_DROPOUT = 0.1
 MAX_NOISE_LEVEL = 250
-# Most clips are drawn at the releases' 50 steps; the rest make other step counts usable.
-STEP_COUNTS = (50, 50, 50, 50, 50, 20, 25, 30, 40, 100)
-SKIP_FRAMES = (3, 1)
 
 
 @dataclass(frozen=True)
@@ -91,15 +92,23 @@ def encode_clips(movq: MoVQ, count: int, seed: int, skip_frames: int | None) -> 
     return LatentClips(torch.stack(latents), tuple(scenes))
 
 
+def cached_clips(
+    run: TrainRun, name: str, movq: MoVQ, count: int, encode: Callable[[MoVQ, int], LatentClips]
+) -> LatentClips:
+    """Return latents that a run keeps; they are encoded the first time, and anew for another MoVQ or count."""
+
+    def make() -> dict[str, Any]:
+        clips = encode(movq, count)
+        words = [[getattr(scene, name) for name in ATTRIBUTES] for scene in clips.scenes]
+        return {"latents": clips.latents, "scenes": words}
+
+    stored = run.cached(f"latents_{name}", f"{count} {fingerprint(movq.state_dict())}", make)
+    return LatentClips(stored["latents"], tuple(Scene(*words) for words in stored["scenes"]))
+
+
 def tokenize(tokenizer: Tokenizer, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """Tokenize captions: ids and mask ``[B, L]``, L one more than the longest."""
-    rows = [tokenizer.encode(caption).ids[0] for caption in captions]
-    length = max(map(len, rows)) + 1
-    ids, mask = (torch.zeros(len(rows), length, dtype=torch.long) for _ in range(2))
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
-    return ids, mask
+    """Tokenize captions: ids and mask ``[B, L]``, see ``pad_tokens``."""
+    return pad_tokens([tokenizer.encode(caption).ids for caption in captions])
 
 
 def draw_captions(rng: np.random.Generator, batch: int, tokenizer: Tokenizer) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,30 +123,6 @@ def draw_captions_at_steps(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw what ``draw_captions`` draws, and a timestep for each: ``[B]``."""
     return *draw_captions(rng, batch, tokenizer), draw_noise_levels(rng, batch)[0]
-
-
-@lru_cache(maxsize=8)
-def noise_levels(steps: int) -> tuple[Tensor, Tensor]:
-    """Return timesteps and cumulative alphas of a run, ``[steps]`` each, the noisiest first."""
-    schedule = make_schedule_v10(steps)
-    return schedule.timesteps, schedule.signal.square()
-
-
-def draw_noise_levels(rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
-    """Draw a timestep and its cumulative alpha per clip, spread evenly over the batch: ``[B]`` each."""
-    places = rng.permutation(batch) + rng.random(batch)
-    timesteps, bars = [], []
-    for place in places / batch:
-        told, levels = noise_levels(STEP_COUNTS[rng.integers(len(STEP_COUNTS))])
-        step = int(place * len(told))
-        timesteps.append(told[step])
-        bars.append(levels[step])
-    return torch.stack(timesteps), torch.stack(bars)
-
-
-def draw_normal(rng: np.random.Generator, like: Tensor) -> Tensor:
-    """Draw standard normal numbers in the shape of ``like``, float32."""
-    return torch.from_numpy(rng.standard_normal(tuple(like.shape), dtype=np.float32))
 
 
 def run_backwards(latents: Tensor, backwards: np.ndarray) -> Tensor:

@@ -7,17 +7,13 @@ network learns where things are, and then more and more in the colours that the 
 first, as at full strength it drowns what the caption makes of the features.
 
 Lessons come in pairs of opposite captions under the same noise. What both answers have in common, which is nearly all
-of the error, cancels in their difference, and the difference weighs more (``objectives.CONTRAST``). Of what tells left
-from right, 0.5 to 1.1 was drawn after 200 steps so; nothing without the weight, nothing in loud noise, and nothing
-after 1,277 steps with neither.
+of the error, cancels in their difference, and the difference weighs more (``training.losses.CONTRAST``).
 
 Shapes have lessons of their own, as half seen they can be guessed without the caption: of twins, clips that differ in
-shape alone, one is shown and two others are asked for.
+shape alone, one is shown and two others are asked for. Growth has them as well: sizes that are half seen look alike in
+all frames, so lessons show mixtures of a clip and its reverse and ask for the one of which more is shown.
 
-Growth has them as well. Sizes that are half seen look alike in all frames, and the middle of a run wore away what its
-start had drawn: of what tells a clip of growth from its reverse, estimates kept 0.3 to 0.6 with the clip itself in
-sight and a quarter or less with a mixture of both. Lessons show mixtures and ask for the one of which more is shown;
-600 steps of them made it 0.6 to 0.9, and 0.6.
+Measurements: NOTES.md.
 """
 
 from collections import defaultdict
@@ -32,6 +28,7 @@ from torch import Tensor
 
 from ..models.movq import MoVQ
 from ..stages.tokenizer import Tokenizer
+from ..training.noise_levels import draw_normal, noise_levels
 from . import batches
 from .batches import LatentClips
 from .world.scenes import (
@@ -282,7 +279,7 @@ def _paired(
 ) -> tuple[Tensor, ...]:
     """Give each two neighbours the same noise and step, and name them as each other's opposite."""
     count = len(latents)
-    noise = loudness * batches.draw_normal(rng, latents[::2]).repeat_interleave(2, dim=0)
+    noise = loudness * draw_normal(rng, latents[::2]).repeat_interleave(2, dim=0)
     levels = (column.repeat_interleave(2) for column in draw_steps(rng, count // 2, span))
     keep = torch.ones(count, dtype=torch.bool)
     return latents, noise, *said, keep, *levels, shown, torch.tensor([1, -1]).repeat(count // 2)
@@ -290,9 +287,9 @@ def _paired(
 
 def draw_steps(rng: np.random.Generator, batch: int, span: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Draw a timestep and its cumulative alpha per clip, ``[B]``: one of 50 steps from a span without its end."""
-    told, bars = batches.noise_levels(50)
+    timesteps, bars = noise_levels(50)
     picks = torch.from_numpy(rng.integers(*span, size=batch))
-    return told.flip(0)[picks], bars.flip(0)[picks]
+    return timesteps.flip(0)[picks], bars.flip(0)[picks]
 
 
 def draw_keyframes_and_lessons(

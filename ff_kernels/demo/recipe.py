@@ -1,15 +1,9 @@
-"""Sizes of the demo networks and how long each stage trains.
-
-The shipped weights came about so, except that MoVQ, image decoder and interpolation are older, and that the lessons
-were meant to be 800 steps and went on to 1,200, in two processes with half of every batch each and their gradients
-averaged. Interpolation: 2,200, 6,000 and 2,500 steps, each resumed from the last with its rate started anew. Image
-decoder: 800 steps without squares, then 900 with them; the video decoder started from it as shipped, in half precision.
-"""
+"""Sizes of the demo networks and how long each stage trains; NOTES.md says how the shipped weights differ."""
 
 from dataclasses import replace
 
 from ..models.configs import MoVQConfig, TextConfig, UNetConfig
-from ..training.loop import Fit
+from ..training.loop import TrainConfig
 
 CONTEXT_DIM = 64
 VOCABULARY = 160
@@ -23,8 +17,8 @@ KEYFRAMES = UNetConfig(
     add_self_attention=(False, True), num_frames=5,
 )  # fmt: skip
 # One level only: the networks halve their sides before the skip connection, and twelve noisy channels do not fit
-# through a halved level of this width (a two-level net of 32 channels stayed at a v-error of 0.19). The context
-# of the 1.0 interpolation is the null text always, so text attention could learn nothing.
+# through a halved level of this width. The context of the 1.0 interpolation is the null text always, so text
+# attention could learn nothing.
 INTERPOLATION = replace(
     KEYFRAMES, stage="interpolation", num_channels=20, out_channels=12, time_embed_dim=96, model_channels=64,
     init_channels=64, dim_mult=(1,), num_blocks=(2,), add_cross_attention=(False,), add_self_attention=(True,),
@@ -43,16 +37,17 @@ KEYFRAME_CLIPS = 5000
 TWINS = 450
 GAP_CLIPS = 2000
 
-MOVQ_FIT = Fit(steps=1300, batch=16, learning_rate=2e-3)
-DECODER_FIT = Fit(steps=1700, batch=16, learning_rate=1.5e-3)
+MOVQ_TRAINING = TrainConfig(steps=1300, batch=16, learning_rate=2e-3)
+DECODER_TRAINING = TrainConfig(steps=1700, batch=16, learning_rate=1.5e-3)
 DECODER_SQUARED = 10.0
-# It starts as the image decoder, at 39.9 dB on neighbouring frames, was at 38.7 after 183 steps and is at 40.3 once the
-# rate has fallen.
-VIDEO_MOVQ_FIT = Fit(steps=600, batch=4, learning_rate=5e-4)
-TEXT_FIT = Fit(steps=1000, batch=64, learning_rate=2e-3)
-READING_FIT = Fit(steps=600, batch=64, learning_rate=2e-3, warmup=50)
+# It starts as the image decoder, and is better than that only once the rate has fallen.
+VIDEO_MOVQ_TRAINING = TrainConfig(steps=600, batch=4, learning_rate=5e-4)
+TEXT_TRAINING = TrainConfig(steps=1000, batch=64, learning_rate=2e-3)
+READING_TRAINING = TrainConfig(steps=600, batch=64, learning_rate=2e-3, warmup=50)
 # No weight decay in the stages of the keyframe network: it would wear down the path of the noise (noise_path.py).
-LESSON_FIT = Fit(steps=1200, batch=8, weight_decay=0, average=0.99, slow="text.", falls=False)
-KEYFRAME_FIT = Fit(steps=4800, batch=16, weight_decay=0, slow="text.")
-FINISH_FIT = Fit(steps=4500, batch=16, learning_rate=8e-4, warmup=50, weight_decay=0, average=0.995, slow="text.")
-INTERPOLATION_FIT = Fit(steps=10_700, batch=6, learning_rate=2e-3)
+LESSON_TRAINING = TrainConfig(steps=1200, batch=8, weight_decay=0, ema_decay=0.99, slow="text.", cosine=False)
+KEYFRAME_TRAINING = TrainConfig(steps=4800, batch=16, weight_decay=0, slow="text.")
+FINISH_TRAINING = TrainConfig(
+    steps=4500, batch=16, learning_rate=8e-4, warmup=50, weight_decay=0, ema_decay=0.995, slow="text."
+)
+INTERPOLATION_TRAINING = TrainConfig(steps=10_700, batch=6, learning_rate=2e-3)

@@ -4,32 +4,32 @@ import io
 import string
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoints.conversion import write_checkpoint
 from ..checkpoints.detection import NULL_KEY, Kind
 from ..checkpoints.folder import TOKENIZER_NAME
-from ..errors import CheckpointError
 from ..files import atomic_path
 from ..models.configs import LatentSpace
 from ..models.interpolation_unet import InterpolationUNet
 from ..models.keyframe_unet import KeyframeUNet
 from ..models.movq import MoVQ
 from ..models.text_encoder import TextEncoder, TextProjection
+from ..stages.interpolation import SKIP_FRAMES
 from ..stages.tokenizer import Tokenizer
-from ..training import losses as objectives
+from ..training import losses
 from ..training.initial import initialise
-from ..training.loop import Course, Draw, Fit, fingerprint, train
+from ..training.loop import Curriculum, TrainConfig
+from ..training.run_folder import TrainRun
 from . import batches, recipe
 from .lessons import FINISH, FIRST, Mix, draw_keyframes_and_lessons, draw_lessons, encode_twins, grown_at, make_lessons
+from .reading import CaptionReading, PoolingReading
 from .start.contexts import spread_projection
 from .start.keyframe_start import start_keyframes
 from .start.latents import fit_latents_to_range
@@ -39,95 +39,6 @@ from .world.scenes import ATTRIBUTES, caption_corpus
 CORPUS_CAPTIONS = 20_000
 IMAGE_DECODER = "decoder"
 FINISHED_KEYFRAMES = "finish"
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """Where stages read and write, and how they compute.
-
-    Attributes:
-        folder: one ``<stage>.safetensors`` per finished stage, ``state/`` with what resumes an unfinished one.
-        device: where to train.
-        dtype: float32, or bfloat16 where that is faster.
-        share: factor on every stage's steps and clips; the shipped weights have 1.
-        seed: of the data and noise of every stage; the shipped weights have 0.
-    """
-
-    folder: Path
-    device: torch.device
-    dtype: torch.dtype
-    share: float = 1.0
-    seed: int = 0
-
-    def scaled(self, count: int) -> int:
-        """Return a number of steps or clips at this workshop's share."""
-        return max(1, round(count * self.share))
-
-    def result(self, stage: str) -> Path:
-        """File of a finished stage."""
-        return self.folder / f"{stage}.safetensors"
-
-    def train(self, stage: str, objective: nn.Module, source: Draw | Course, fit: Fit) -> None:
-        """Train an objective to its end; it then has the averaged weights where trained. Nothing but state is kept."""
-        fit = replace(fit, steps=self.scaled(fit.steps))
-        checkpoint = self.folder / "state" / f"{stage}.pt"
-        averages = train(objective, source, fit, checkpoint, device=self.device, dtype=self.dtype, seed=self.seed)
-        objective.cpu().load_state_dict(averages, strict=False)
-
-    def save(self, stage: str, weights: dict[str, Tensor]) -> None:
-        """Write the result of a stage."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self.result(stage)) as path:
-            save_file({k: v.clone().contiguous() for k, v in drop_aliases(weights).items()}, path)
-
-    def read(self, stage: str) -> dict[str, Tensor]:
-        """Return the weights of a finished stage.
-
-        Raises:
-            CheckpointError: if the stage is not finished.
-        """
-        if not self.result(stage).exists():
-            raise CheckpointError(
-                f"expected the result of stage {stage!r} in {self.result(stage)}, found no such file: run --stage "
-                f"{stage} first"
-            )
-        return load_file(self.result(stage))
-
-    def load(self, stage: str, objective: nn.Module) -> None:
-        """Load the weights of a finished stage into an objective that holds all of them or some.
-
-        Raises:
-            CheckpointError: if the stage is not finished, or the objective holds none of them.
-        """
-        weights = self.read(stage)
-        unknown = objective.load_state_dict(weights, strict=False).unexpected_keys
-        if len(unknown) == len(weights):
-            raise CheckpointError(
-                f"expected weights of {type(objective).__name__} in {self.result(stage)}, found none "
-                f"({', '.join(sorted(weights)[:3])}): remove the file and train stage {stage!r} again"
-            )
-
-    def clips(
-        self, name: str, movq: MoVQ, count: int, encode: Callable[[MoVQ, int], batches.LatentClips]
-    ) -> batches.LatentClips:
-        """Return cached latents; they are encoded the first time, and anew for another MoVQ or count."""
-        path, source = self.folder / "state" / f"latents_{name}.pt", f"{count} {fingerprint(movq.state_dict())}"
-        if path.exists():
-            stored = torch.load(path, weights_only=True)
-            if stored.get("source") == source:
-                scenes = tuple(batches.Scene(*words) for words in stored["scenes"])
-                return batches.LatentClips(stored["latents"], scenes)
-        clips = encode(movq, count)
-        words = [[getattr(scene, name) for name in ATTRIBUTES] for scene in clips.scenes]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            torch.save({"source": source, "latents": clips.latents, "scenes": words}, temporary)
-        return clips
-
-
-def drop_aliases(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out the second name of the tied token embedding, which safetensors would refuse."""
-    return {k: v for k, v in weights.items() if not k.endswith("encoder.embed_tokens.weight")}
 
 
 def train_tokenizer() -> bytes:
@@ -149,11 +60,11 @@ def train_tokenizer() -> bytes:
     return content.getvalue()
 
 
-def tokenizer(shop: Workshop) -> Tokenizer:
+def tokenizer(run: TrainRun) -> Tokenizer:
     """Return the trained tokenizer, training it the first time."""
-    path = shop.folder / TOKENIZER_NAME
+    path = run.folder / TOKENIZER_NAME
     if not path.exists():
-        shop.folder.mkdir(parents=True, exist_ok=True)
+        run.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             temporary.write_bytes(train_tokenizer())
     return Tokenizer(path)
@@ -165,30 +76,30 @@ def text_parts() -> tuple[TextEncoder, TextProjection]:
     return encoder, TextProjection(recipe.TEXT.d_model, recipe.CONTEXT_DIM)
 
 
-def trained_movq(shop: Workshop) -> MoVQ:
+def trained_movq(run: TrainRun) -> MoVQ:
     """Return the image MoVQ with the weights of its stage, ready to encode."""
-    objective = objectives.Reconstruction(MoVQ(recipe.MOVQ))
-    shop.load("movq", objective)
+    objective = losses.Reconstruction(MoVQ(recipe.MOVQ))
+    run.load("movq", objective)
     return objective.movq.eval()
 
 
-def run_movq(shop: Workshop) -> None:
+def run_movq(run: TrainRun) -> None:
     """Train the image autoencoder on single frames and bring its latents into the sampler's range."""
-    objective = objectives.Reconstruction(MoVQ(recipe.MOVQ))
-    shop.train("movq", objective, batches.draw_frames, recipe.MOVQ_FIT)
-    frames = batches.draw_frames(np.random.default_rng(1), shop.scaled(recipe.RANGE_FRAMES))[0]
+    objective = losses.Reconstruction(MoVQ(recipe.MOVQ))
+    run.train("movq", objective, batches.draw_frames, recipe.MOVQ_TRAINING)
+    frames = batches.draw_frames(np.random.default_rng(1), run.scaled(recipe.RANGE_FRAMES))[0]
     with torch.inference_mode():
         latents = objective.movq.encode(frames)
     fit_latents_to_range(objective.movq, latents)
-    shop.save("movq", objective.state_dict())
+    run.save("movq", objective.state_dict())
 
 
-def run_decoder(shop: Workshop) -> None:
+def run_decoder(run: TrainRun) -> None:
     """Train the image decoder further over the frozen encoder, in float32 for the last decibels."""
-    objective = objectives.FrozenEncoder(MoVQ(recipe.MOVQ), recipe.DECODER_SQUARED)
-    shop.load("movq", objective)
-    shop.train(IMAGE_DECODER, objective, draw_single, recipe.DECODER_FIT)
-    shop.save(IMAGE_DECODER, objective.state_dict())
+    objective = losses.FrozenEncoder(MoVQ(recipe.MOVQ), recipe.DECODER_SQUARED)
+    run.load("movq", objective)
+    run.train(IMAGE_DECODER, objective, draw_single, recipe.DECODER_TRAINING)
+    run.save(IMAGE_DECODER, objective.state_dict())
 
 
 def draw_single(rng: np.random.Generator, batch: int) -> tuple[Tensor]:
@@ -196,108 +107,111 @@ def draw_single(rng: np.random.Generator, batch: int) -> tuple[Tensor]:
     return (batches.draw_frames(rng, batch)[0][:, None],)
 
 
-def run_video_movq(shop: Workshop) -> None:
+def run_video_movq(run: TrainRun) -> None:
     """Train the video decoder over the frozen encoder, starting as the image decoder."""
-    objective = objectives.FrozenEncoder(initialise(MoVQ(recipe.VIDEO_MOVQ)), recipe.DECODER_SQUARED)
-    shop.load(IMAGE_DECODER, objective)
-    shop.train("video_movq", objective, batches.draw_windows, recipe.VIDEO_MOVQ_FIT)
-    shop.save("video_movq", objective.state_dict())
+    objective = losses.FrozenEncoder(initialise(MoVQ(recipe.VIDEO_MOVQ)), recipe.DECODER_SQUARED)
+    run.load(IMAGE_DECODER, objective)
+    run.train("video_movq", objective, batches.draw_windows, recipe.VIDEO_MOVQ_TRAINING)
+    run.save("video_movq", objective.state_dict())
 
 
-def run_text(shop: Workshop) -> None:
+def run_text(run: TrainRun) -> None:
     """Teach the text encoder to tell captions apart before the U-Net depends on it, and spread what it says."""
-    objective = objectives.CaptionReading(*text_parts(), tuple(map(len, ATTRIBUTES.values())))
-    draw = partial(batches.draw_captions, tokenizer=tokenizer(shop))
-    shop.train("text", objective, draw, recipe.TEXT_FIT)
+    objective = CaptionReading(*text_parts(), tuple(map(len, ATTRIBUTES.values())))
+    draw = partial(batches.draw_captions, tokenizer=tokenizer(run))
+    run.train("text", objective, draw, recipe.TEXT_TRAINING)
     encoder, projection = objective.text["encoder"], objective.text["projection"]
-    rows = [tokenizer(shop).encode(caption).ids for caption in caption_corpus(1, recipe.CONTEXT_CAPTIONS)]
+    rows = [tokenizer(run).encode(caption).ids for caption in caption_corpus(1, recipe.CONTEXT_CAPTIONS)]
     with torch.inference_mode():
         hidden = torch.cat([encoder(row, torch.ones_like(row))[0] for row in rows])
     spread_projection(projection, hidden)
-    shop.save("text", objective.state_dict())
+    run.save("text", objective.state_dict())
 
 
-def keyframe_objective() -> objectives.KeyframeNoise:
+def keyframe_objective() -> losses.KeyframeNoise:
     """Return what text encoder, projection, null embedding and keyframe U-Net are trained with, untrained."""
-    return objectives.KeyframeNoise(*text_parts(), initialise(KeyframeUNet(recipe.KEYFRAMES)))
+    return losses.KeyframeNoise(*text_parts(), initialise(KeyframeUNet(recipe.KEYFRAMES)))
 
 
-def run_start(shop: Workshop) -> None:
+def run_start(run: TrainRun) -> None:
     """Teach the U-Net's pooling to read captions and set the start values that build on it."""
     objective = keyframe_objective()
-    shop.load("text", objective)
-    reading = objectives.PoolingReading(objective, tuple(map(len, ATTRIBUTES.values())))
-    draw = partial(batches.draw_captions_at_steps, tokenizer=tokenizer(shop))
-    shop.train("start", reading, draw, recipe.READING_FIT)
-    start_keyframes(objective, tokenizer(shop))
-    shop.save("start", objective.state_dict())
+    run.load("text", objective)
+    reading = PoolingReading(objective, tuple(map(len, ATTRIBUTES.values())))
+    draw = partial(batches.draw_captions_at_steps, tokenizer=tokenizer(run))
+    run.train("start", reading, draw, recipe.READING_TRAINING)
+    start_keyframes(objective, tokenizer(run))
+    run.save("start", objective.state_dict())
 
 
-def keyframe_clips(shop: Workshop, movq: MoVQ) -> batches.LatentClips:
+def keyframe_clips(run: TrainRun, movq: MoVQ) -> batches.LatentClips:
     """Return the latents of the clips that the keyframe network learns from."""
     encode = partial(batches.encode_clips, seed=1, skip_frames=None)
-    return shop.clips("keyframes", movq, shop.scaled(recipe.KEYFRAME_CLIPS), encode)
+    return batches.cached_clips(run, "keyframes", movq, run.scaled(recipe.KEYFRAME_CLIPS), encode)
 
 
-def run_lessons(shop: Workshop) -> None:
+def run_lessons(run: TrainRun) -> None:
     """Teach the keyframe network what captions say of a clip before it sees one."""
-    movq = trained_movq(shop)
-    lessons = make_lessons(keyframe_clips(shop, movq), movq)
+    movq = trained_movq(run)
+    lessons = make_lessons(keyframe_clips(run, movq), movq)
     objective = keyframe_objective()
-    shop.load("start", objective)
+    run.load("start", objective)
     hold_noise(objective.unet)
-    draw = partial(draw_lessons, lessons=lessons, tokenizer=tokenizer(shop))
-    shop.train("lessons", objective, Course(lambda done: partial(draw, grown=grown_at(done))), recipe.LESSON_FIT)
-    shop.save("lessons", objective.state_dict())
+    draw = partial(draw_lessons, lessons=lessons, tokenizer=tokenizer(run))
+    run.train(
+        "lessons", objective, Curriculum(lambda done: partial(draw, grown=grown_at(done))), recipe.LESSON_TRAINING
+    )
+    run.save("lessons", objective.state_dict())
 
 
-def run_keyframes(shop: Workshop) -> None:
+def run_keyframes(run: TrainRun) -> None:
     """Train text encoder, projection, null embedding and keyframe U-Net together."""
-    _train_keyframes(shop, "lessons", "keyframes", recipe.KEYFRAME_FIT, FIRST)
+    _train_keyframes(run, "lessons", "keyframes", recipe.KEYFRAME_TRAINING, FIRST)
 
 
-def run_finish(shop: Workshop) -> None:
+def run_finish(run: TrainRun) -> None:
     """Train them on with lessons on growth, and with twins that weigh alone."""
-    _train_keyframes(shop, "keyframes", FINISHED_KEYFRAMES, recipe.FINISH_FIT, FINISH)
+    _train_keyframes(run, "keyframes", FINISHED_KEYFRAMES, recipe.FINISH_TRAINING, FINISH)
 
 
-def _train_keyframes(shop: Workshop, earlier: str, stage: str, fit: Fit, mix: Mix) -> None:
-    movq = trained_movq(shop)
-    clips = keyframe_clips(shop, movq)
+def _train_keyframes(run: TrainRun, earlier: str, stage: str, config: TrainConfig, mix: Mix) -> None:
+    movq = trained_movq(run)
+    clips = keyframe_clips(run, movq)
     objective = keyframe_objective()
-    shop.load(earlier, objective)
+    run.load(earlier, objective)
     hold_noise(objective.unet)
     draw = partial(
         draw_keyframes_and_lessons,
         clips=clips,
         lessons=make_lessons(clips, movq),
-        twins=shop.clips("twins", movq, shop.scaled(recipe.TWINS), partial(encode_twins, seed=9)),
-        tokenizer=tokenizer(shop),
+        twins=batches.cached_clips(run, "twins", movq, run.scaled(recipe.TWINS), partial(encode_twins, seed=9)),
+        tokenizer=tokenizer(run),
         mix=mix,
     )
-    shop.train(stage, objective, draw, fit)
-    shop.save(stage, objective.state_dict())
+    run.train(stage, objective, draw, config)
+    run.save(stage, objective.state_dict())
 
 
-def run_interpolation(shop: Workshop) -> None:
+def run_interpolation(run: TrainRun) -> None:
     """Train the interpolation U-Net on both passes mixed."""
-    movq = trained_movq(shop)
+    movq = trained_movq(run)
     clips = {
-        skip: shop.clips(
+        skip: batches.cached_clips(
+            run,
             f"skip_{skip}",
             movq,
-            shop.scaled(recipe.GAP_CLIPS // 2),
+            run.scaled(recipe.GAP_CLIPS // 2),
             partial(batches.encode_clips, seed=2 + skip, skip_frames=skip),
         )
-        for skip in batches.SKIP_FRAMES
+        for skip in SKIP_FRAMES
     }
-    objective = objectives.GapVelocity(initialise(InterpolationUNet(recipe.INTERPOLATION)))
-    shop.train("interpolation", objective, partial(batches.draw_gaps, clips=clips), recipe.INTERPOLATION_FIT)
-    shop.save("interpolation", objective.state_dict())
+    objective = losses.GapVelocity(initialise(InterpolationUNet(recipe.INTERPOLATION)))
+    run.train("interpolation", objective, partial(batches.draw_gaps, clips=clips), recipe.INTERPOLATION_TRAINING)
+    run.save("interpolation", objective.state_dict())
 
 
 def measure_latent_space(movq: MoVQ, clips: Iterable[Tensor]) -> LatentSpace:
-    """Fit RGB to latents by least squares: a host's previews are this matrix, enlarged.
+    """TrainConfig RGB to latents by least squares: a host's previews are this matrix, enlarged.
 
     Args:
         movq: trained image MoVQ.
@@ -316,16 +230,16 @@ def measure_latent_space(movq: MoVQ, clips: Iterable[Tensor]) -> LatentSpace:
     return LatentSpace(movq.config.factor, tuple(factors), bias)
 
 
-def run_export(shop: Workshop) -> None:
+def run_export(run: TrainRun) -> None:
     """Collect the finished stages as folders of weights in the format of ``convert``, in half precision.
 
     The folders are named as ComfyUI names its model folders, so that the pack can register them as they are.
     """
-    target = shop.folder / "weights"
+    target = run.folder / "weights"
     keyframes, gaps, decoder, video = (
-        shop.read(stage) for stage in (FINISHED_KEYFRAMES, "interpolation", IMAGE_DECODER, "video_movq")
+        run.read(stage) for stage in (FINISHED_KEYFRAMES, "interpolation", IMAGE_DECODER, "video_movq")
     )
-    movq, words = trained_movq(shop), tokenizer(shop).processor.serialized_model_proto()
+    movq, words = trained_movq(run), tokenizer(run).processor.serialized_model_proto()
     for folder in ("diffusion_models", "text_encoders", "vae"):
         (target / folder).mkdir(parents=True, exist_ok=True)
     with atomic_path(target / "text_encoders" / TOKENIZER_NAME) as path:
@@ -355,13 +269,13 @@ def _under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
-def run_stage(stage: str, shop: Workshop) -> None:
-    """Run one of ``STAGES``; start values depend on the workshop's seed alone, so that a resumed run has the same."""
-    torch.manual_seed(shop.seed)
-    STAGES[stage](shop)
+def run_stage(stage: str, run: TrainRun) -> None:
+    """Run one of ``STAGES``; start values depend on the run's seed alone, so that a resumed run has the same."""
+    torch.manual_seed(run.seed)
+    STAGES[stage](run)
 
 
-STAGES: dict[str, Callable[[Workshop], None]] = {
+STAGES: dict[str, Callable[[TrainRun], None]] = {
     "movq": run_movq,
     "decoder": run_decoder,
     "video_movq": run_video_movq,

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from ..errors import FusionFramesError
-from .steps import STAGES, Workshop, run_stage
+from ..training.run_folder import TrainRun
+from .steps import STAGES, run_stage
 
 # Float32 won on the machine of the shipped weights: its tiny layers are bound by memory and call overhead.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -24,10 +25,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    shop = Workshop(options.output, torch.device(options.device), DTYPES[options.dtype], options.share)
+    run = TrainRun(options.output, torch.device(options.device), DTYPES[options.dtype], options.share)
     try:
         for stage in options.stage or STAGES:
-            run_stage(stage, shop)
+            run_stage(stage, run)
     except FusionFramesError as error:
         parser.exit(2, f"demo.train: {error}\n")
 

@@ -11,6 +11,8 @@ STAGES = ("keyframe", "interpolation", "masked")
 RELEASED_VARIANT, WINDOWED_VARIANT = "Conv1dAttn1dBlocks", "Conv1dAttn3dBlocks"
 MIXED_VARIANT, VOLUME_VARIANT = "Conv1dAttn1dLayers", "Conv3dAttn1dBlocks"
 TEMPORAL_VARIANTS = (MIXED_VARIANT, RELEASED_VARIANT, VOLUME_VARIANT, WINDOWED_VARIANT)
+# Release 1.0 spreads as many units of time over its keyframes, in whole numbers.
+POSITION_UNITS_V10 = 180
 
 
 class _FromDict:
@@ -27,7 +29,7 @@ class _FromDict:
 
 @dataclass(frozen=True)
 class UNetConfig(_FromDict):
-    """Sizes of a U-Net; the defaults are those of the releases (paper.md, section 3).
+    """Sizes of a U-Net; the defaults are those of the releases (RELEASES.md, "Sizes").
 
     Attributes:
         family: "1.0" or "1.1".
@@ -83,6 +85,30 @@ class UNetConfig(_FromDict):
         return 2 ** (halvings + (self.temporal_variant == WINDOWED_VARIANT))
 
 
+def check_sides(width: int, height: int, multiple: int, unit: str = "pixels") -> None:
+    """Refuse sides that a network cannot halve, naming the nearest that it can.
+
+    Raises:
+        InputError: naming the side, the multiple and what to take.
+    """
+    for name, value in (("width", width), ("height", height)):
+        if value < multiple or value % multiple:
+            near = max(1, round(value / multiple)) * multiple
+            raise InputError(f"{name} expected a multiple of {multiple} {unit}, got {value}: take {near}")
+
+
+def check_keyframes(family: str, keyframes: int) -> None:
+    """Refuse more keyframes than a release can tell apart.
+
+    Raises:
+        InputError: naming how many it can.
+    """
+    if family == "1.0" and keyframes > POSITION_UNITS_V10:
+        raise InputError(
+            f"expected at most {POSITION_UNITS_V10} keyframes for release 1.0, got {keyframes}: ask for fewer"
+        )
+
+
 def check_variant(name: str) -> None:
     """Refuse the name of a temporal variant that does not exist.
 
@@ -97,7 +123,7 @@ def check_variant(name: str) -> None:
 class MoVQConfig(_FromDict):
     """Sizes and temporal parts of a MoVQ autoencoder; defaults are the released image MoVQ.
 
-    The temporal flags give every row of the paper's table 3 (paper.md, section 1.8).
+    The temporal flags give every row of the paper's table 3 (RELEASES.md, "Decoders of table 3").
 
     Attributes:
         temporal: convolution over time after each convolution of the decoder's ResNet blocks.
@@ -137,7 +163,7 @@ class MoVQConfig(_FromDict):
 
 @dataclass(frozen=True)
 class TextConfig(_FromDict):
-    """Sizes of a T5 encoder with gated SiLU; defaults are Flan-UL2 (paper.md, section 2.6)."""
+    """Sizes of a T5 encoder with gated SiLU; defaults are Flan-UL2 (RELEASES.md, "Sizes")."""
 
     vocab_size: int = 32128
     d_model: int = 4096

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ShapeError
-from ..ops import attend, attend_over_time, spatial_norm_act
-from ..ops.eager.norm import modulate_by_maps
+from ..ops import attend, attend_over_time, modulate_by_maps, spatial_norm_act
 from .configs import MoVQConfig
 from .layers import Layers, is_pointwise, project_maps
 
@@ -284,7 +283,7 @@ class Decoder(nn.Module):
 
 
 class MoVQ(nn.Module):
-    """The autoencoder of both releases (Sber-MoVQGAN without codebook lookup; paper.md, sections 1.8 and 3).
+    """The autoencoder of both releases (Sber-MoVQGAN; RELEASES.md, "Latents are neither scaled nor looked up").
 
     Args:
         config: sizes and temporal parts.

@@ -22,6 +22,11 @@ from .configs import VOLUME_VARIANT, WINDOWED_VARIANT, UNetConfig
 from .layers import Layers, add, is_pointwise, project, project_maps
 
 
+def is_temporal(name: str) -> bool:
+    """Whether a parameter of a U-Net belongs to the parts over time, the position embedding included."""
+    return "temporal" in name
+
+
 def as_clips(x: Tensor, frames: int) -> Tensor:
     """View ``[B * T, C, H, W]`` as ``[B, C, T, H * W]``; no copy for channels-last activations."""
     return to_tokens(x).unflatten(0, (-1, frames)).permute(0, 3, 1, 2)
@@ -90,7 +95,7 @@ class TemporalResNetBlock(nn.Module):
         for i, (norm, _, conv) in enumerate(self.temporal_resnet_blocks):
             out = norm(out, step, activate=True)
             run = run_in_volume if conv.kernel_size[-1] > 1 else run_in_time
-            out = run(conv, out, step.conditions.num_frames, residual=x if i == last else None)
+            out = run(conv, out, step.conditions.clip_length, residual=x if i == last else None)
         return out
 
 
@@ -166,7 +171,7 @@ class TemporalAttentionBlock(nn.Module):
         if not step.conditions.is_temporal:
             return x
         in_norm, out_norm = (getattr(self, name) for name in self.norm_names)
-        x = self.temporal_attention(in_norm(x, step), step.conditions.num_frames, x)
+        x = self.temporal_attention(in_norm(x, step), step.conditions.clip_length, x)
         return add_feed_forward(self.feed_forward, x, out_norm(x, step))
 
 
@@ -188,7 +193,7 @@ class MixedConvBlock(ConvBlock):
         """Mix the frames of a clip."""
         if not step.conditions.is_temporal:
             return add(x, residual)
-        return run_in_time(self.temporal_projection, x, step.conditions.num_frames, residual)
+        return run_in_time(self.temporal_projection, x, step.conditions.clip_length, residual)
 
 
 class MixedAttentionBlock(AttentionBlock):
@@ -203,7 +208,7 @@ class MixedAttentionBlock(AttentionBlock):
         """Map ``[N, C, H, W]`` to the same shape."""
         x = self._add_positions(x, step)
         if step.conditions.is_temporal:
-            x = self.temporal_attention(self.temporal_norm(x, step), step.conditions.num_frames, x)
+            x = self.temporal_attention(self.temporal_norm(x, step), step.conditions.clip_length, x)
         return add_feed_forward(self.feed_forward, x, self.out_norm(x, step))
 
 
@@ -219,7 +224,8 @@ def mix_in_time(x: Tensor, step: Step, mix: Callable[[Tensor], Tensor]) -> Tenso
 def merge_time(x: Tensor, mixed: Tensor, weight: Tensor, step: Step) -> Tensor:
     """Blend a spatial and a temporal result: ``(1 - a) * x + a * mixed`` with the trained scalar ``a``.
 
-    Source: releases 1.0 and 1.1; the paper prints ``spatial + alpha * temporal`` instead (paper.md, 1.12).
+    Source: releases 1.0 and 1.1; the paper prints ``spatial + alpha * temporal`` instead
+    (RELEASES.md, "Mixing over time").
     """
     weight = weight.to(x)
     if step.conditions.merge is not None:
@@ -240,7 +246,7 @@ class TemporalMergeConv(nn.Module):
         return mix_in_time(x, step, lambda part: self._mix(part, step))
 
     def _mix(self, x: Tensor, step: Step) -> Tensor:
-        mixed = from_clips(self.temporal_projection(as_clips(x, step.conditions.num_frames)), x)
+        mixed = from_clips(self.temporal_projection(as_clips(x, step.conditions.clip_length)), x)
         return merge_time(x, mixed, self.temporal_merge, step)
 
 
@@ -261,8 +267,8 @@ class MergingConvBlockV10(ConvBlock):
     def mix_time(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         """Mix the gaps of a clip."""
         if self.folded_time is not None:
-            return run_in_time(self.folded_time, x, step.conditions.num_frames, residual)
-        mixed = run_in_time(self.temporal_projection, x, step.conditions.num_frames)
+            return run_in_time(self.folded_time, x, step.conditions.clip_length, residual)
+        mixed = run_in_time(self.temporal_projection, x, step.conditions.clip_length)
         return add(merge_time(x, mixed, self.temporal_merge, step), residual)
 
 
@@ -299,7 +305,7 @@ class MergingAttentionBlock(nn.Module):
         return mix_in_time(x, step, lambda part: self._mix(part, step))
 
     def _mix(self, x: Tensor, step: Step) -> Tensor:
-        mixed = self.attention(self.in_norm(x, step), step.conditions.num_frames)
+        mixed = self.attention(self.in_norm(x, step), step.conditions.clip_length)
         x = merge_time(x, mixed, self.temporal_merge1, step)
         mixed = add_feed_forward(self.feed_forward, None, self.out_norm(x, step))
         return merge_time(x, mixed, self.temporal_merge2, step)

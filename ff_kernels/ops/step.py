@@ -9,7 +9,7 @@ from .eager import step as formulas
 from .registry import Cost, Operation, bytes_of
 
 Predicted = Literal["eps", "v", "denoised"]
-Clip = Literal["quantile", "range", "none"]
+Threshold = Literal["quantile", "range", "none"]
 # Release 1.0; its share of values inside the limit.
 THRESHOLD_V10 = 0.98
 
@@ -25,7 +25,7 @@ def _cost(predictions: Tensor, x: Tensor, noise: Tensor | None, *_: object, out:
 
 _sample_step = Operation(
     "sample_step",
-    "(Tensor predictions, Tensor x, Tensor? noise, Tensor coefficients, float[] weights, str predicted, str clip,"
+    "(Tensor predictions, Tensor x, Tensor? noise, Tensor coefficients, float[] weights, str predicted, str threshold,"
     " float ratio) -> (Tensor, Tensor)",
     _fake,
     _cost,
@@ -41,7 +41,7 @@ def sample_step(
     *,
     weights: tuple[float, ...] = (1.0,),
     predicted: Predicted = "eps",
-    clip: Clip = "range",
+    threshold: Threshold = "range",
     ratio: float = THRESHOLD_V10,
 ) -> tuple[Tensor, Tensor]:
     """Mix the guidance branches, estimate x0, clip it, and step: one pass over the samples.
@@ -53,7 +53,7 @@ def sample_step(
         coefficients: ``[5]``: signal, noise level, gain of x0, gain of x, gain of the noise.
         weights: K factors of the branches, in their order.
         predicted: what the predictions are: "eps", "v", or "denoised", the x0 estimate itself.
-        clip: "quantile" (release 1.0), "range" (release 1.1) or "none".
+        threshold: "quantile" (release 1.0), "range" (release 1.1) or "none".
         ratio: quantile of dynamic thresholding, 0..1.
 
     Returns:
@@ -61,4 +61,4 @@ def sample_step(
 
     Source: releases 1.0 and 1.1; golden ``v10_pipeline``, ``v11_pipeline``.
     """
-    return _sample_step(predictions, x, noise, coefficients, list(weights), predicted, clip, ratio)
+    return _sample_step(predictions, x, noise, coefficients, list(weights), predicted, threshold, ratio)

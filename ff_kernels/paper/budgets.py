@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 
-from ..training.loop import Fit
+from ..training.loop import TrainConfig
 
 SEEDS = 3
 SAMPLING_STEPS = 20
@@ -16,13 +16,13 @@ class Budget:
     """Training and evaluation of one run.
 
     Attributes:
-        fit: optimiser steps, clips per step, learning rate.
+        train: optimiser steps, clips per step, learning rate.
         clips: training clips whose latents are worked out once; 0 where clips are drawn anew.
         evaluated: held-out captions or clips.
         long_clips: held-out clips of 65 frames (interpolation only).
     """
 
-    fit: Fit
+    train: TrainConfig
     clips: int
     evaluated: int
     long_clips: int = 0
@@ -31,7 +31,7 @@ class Budget:
         """Return this budget at a share of its steps, clips and held-out clips; at least one of each."""
         return replace(
             self,
-            fit=replace(self.fit, steps=_scale(self.fit.steps, share)),
+            train=replace(self.train, steps=_scale(self.train.steps, share)),
             clips=_scale(self.clips, share),
             evaluated=_scale(self.evaluated, share),
             long_clips=_scale(self.long_clips, share),
@@ -46,8 +46,7 @@ def _scale(count: int, share: float) -> int:
     return max(1, round(count * share)) if count else 0
 
 
-VARIANTS = Budget(Fit(steps=240, batch=8, learning_rate=2e-3, warmup=20, average=0.98), clips=480, evaluated=24)
-GAPS = Budget(
-    Fit(steps=200, batch=2, learning_rate=2e-3, warmup=20, average=0.98), clips=160, evaluated=3, long_clips=1
-)
-DECODERS = Budget(Fit(steps=40, batch=2, learning_rate=1e-4, warmup=5, average=0.9), clips=0, evaluated=16)
+_TRAINING = TrainConfig(steps=240, batch=8, learning_rate=2e-3, warmup=20, ema_decay=0.98)
+VARIANTS = Budget(_TRAINING, clips=480, evaluated=24)
+GAPS = Budget(replace(_TRAINING, steps=200, batch=2), clips=160, evaluated=3, long_clips=1)
+DECODERS = Budget(TrainConfig(steps=40, batch=2, learning_rate=1e-4, warmup=5, ema_decay=0.9), clips=0, evaluated=16)

@@ -11,7 +11,7 @@ from ..errors import FusionFramesError
 from ..files import atomic_path
 from . import RESULTS, budgets, decoders, gaps, variants
 from .plots import draw_plots
-from .runs import Job, Workplace, finish
+from .runs import ExperimentRun, Job, finish
 from .tables import tables
 
 GROUPS = {module.GROUP: module for module in (variants, gaps, decoders)}
@@ -43,16 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.work is None or options.seeds < 1 or options.share <= 0:
         parser.error("expected --work FOLDER, 1 or more seeds and a share above 0, or --show: give these")
-    place = Workplace(options.work, options.share, tuple(range(1, options.seeds + 1)), options.lpips)
+    run = ExperimentRun(options.work, options.share, tuple(range(1, options.seeds + 1)), options.lpips)
     target = options.results or options.work
     results = load_results(target)
     try:
         for group in options.only or GROUPS:
-            results[group] = run_group(place, group)
+            results[group] = run_group(run, group)
             if group == gaps.GROUP:
                 results["cost"] = gaps.count_costs()
                 if options.time:
-                    results["seconds"] = gaps.time_both(place)
+                    results["seconds"] = gaps.time_both(run)
             save_results(target, results)
     except FusionFramesError as error:
         parser.exit(2, f"paper: {error}\n")
@@ -61,13 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_group(place: Workplace, group: str) -> dict[str, object]:
+def run_group(run: ExperimentRun, group: str) -> dict[str, object]:
     """Finish every run of a group and return its budget and numbers: rows to seeds to numbers."""
-    jobs: list[Job] = GROUPS[group].jobs(place)
+    jobs: list[Job] = GROUPS[group].jobs(run)
     rows: dict[str, dict[str, dict[str, float]]] = {}
     for job in tqdm(jobs, desc=group, unit="run"):
-        rows.setdefault(job.name, {})[str(job.seed)] = finish(place, group, job)
-    return {"told": json.loads(json.dumps(jobs[-1].told)), "rows": rows}
+        rows.setdefault(job.name, {})[str(job.seed)] = finish(run, group, job)
+    return {"settings": json.loads(json.dumps(jobs[-1].settings)), "rows": rows}
 
 
 def load_results(folder: Path) -> dict[str, object]:

@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 
 from ..demo import recipe
-from ..demo.batches import SKIP_FRAMES, draw_clip, draw_windows, window_times
+from ..demo.batches import draw_clip, draw_windows, window_times
 from ..demo.evaluate import held_out_scenes
 from ..metrics.fidelity import fidelity_curves
 from ..metrics.lpips import load_lpips
 from ..models.configs import MOVQ, MoVQConfig
 from ..models.movq import MoVQ
 from ..stages.decoding import decode
+from ..stages.interpolation import SKIP_FRAMES
+from ..training.freezing import freeze
 from ..training.initial import initialise
 from ..training.losses import FrozenEncoder
 from . import budgets
-from .runs import Job, Numbers, Workplace, freeze, mean_of, shipped
+from .runs import ExperimentRun, Job, Numbers, mean_of, shipped
 
 GROUP = "decoders"
 _CONV1D, _CONV3D = {"temporal": True, "temporal_kernel_size": (3, 1, 1)}, {"temporal": True}
@@ -87,25 +89,25 @@ def _inflate(weight: Tensor, like: Tensor) -> Tensor:
     return out
 
 
-def jobs(place: Workplace) -> list[Job]:
+def jobs(run: ExperimentRun) -> list[Job]:
     """Return the runs: the image decoder as it is, every other row under every seed."""
-    budget = budgets.DECODERS.scaled(place.share)
-    told = {"budget": budget.to_dict(), "lpips": None if place.lpips is None else place.lpips.name}
+    budget = budgets.DECODERS.scaled(run.share)
+    settings = {"budget": budget.to_dict(), "lpips": None if run.lpips is None else run.lpips.name}
     out = []
     for row in ROWS:
-        for seed in place.seeds if row.trained != "-" else (0,):
-            out.append(Job(row.name, seed, partial(_work, place, row, seed, budget), told))
+        for seed in run.seeds if row.trained != "-" else (0,):
+            out.append(Job(row.name, seed, partial(_work, run, row, seed, budget), settings))
     return out
 
 
-def _work(place: Workplace, row: Row, seed: int, budget: budgets.Budget) -> Numbers:
+def _work(run: ExperimentRun, row: Row, seed: int, budget: budgets.Budget) -> Numbers:
     torch.manual_seed(seed)
     objective = FrozenEncoder(start_of(row))
     if row.trained != "-":
         freeze(objective, lambda name: row.trained == "whole" or "temporal" in name)
         draw = partial(draw_windows, frames=budgets.DECODER_FRAMES)
-        place.train(GROUP, row.name, seed, objective, draw, budget)
-    return measure(objective.movq.eval(), held_out_windows(budget.evaluated), place)
+        run.train(GROUP, row.name, seed, objective, draw, budget)
+    return measure(objective.movq.eval(), held_out_windows(budget.evaluated), run)
 
 
 def held_out_windows(count: int) -> list[Tensor]:
@@ -120,9 +122,9 @@ def held_out_windows(count: int) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def measure(movq: MoVQ, clips: list[Tensor], place: Workplace) -> Numbers:
+def measure(movq: MoVQ, clips: list[Tensor], run: ExperimentRun) -> Numbers:
     """Return PSNR (dB), SSIM, MSE and, with a network, LPIPS of clips through the autoencoder, means over frames."""
-    distance = None if place.lpips is None else load_lpips(place.lpips)
+    distance = None if run.lpips is None else load_lpips(run.lpips)
     rows = []
     for clip in clips:
         frames = decode(movq, movq.encode(clip * 2 - 1), chunk=len(clip))

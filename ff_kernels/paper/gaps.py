@@ -22,13 +22,14 @@ from ..models.interpolation_unet import InterpolationUNet
 from ..models.masked_unet import MaskedUNet
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.settings import Settings
+from ..stages.interpolation import SKIP_FRAMES
 from ..training.initial import initialise
 from ..training.losses import GapVelocity, MaskedVelocity
 from . import budgets
-from .runs import Job, Numbers, Workplace, mean_of, pipeline_with
+from .runs import ExperimentRun, Job, Numbers, mean_of, pipeline_with
 
 GROUP = "gaps"
-BLENDING, SHIPPED = "linear blending", "shipped weights"
+BLENDING, SHIPPED = "linear blending", "demo weights then"
 OURS, OURS_EQUAL_TIME, MASKED = "ours", "ours, equal time", "masked"
 # IS and FVD of the paper's appendix 10 at 30 frames per second.
 PAPER = {MASKED: (23.371, 550.932), OURS: (24.325, 433.054)}
@@ -47,34 +48,42 @@ def start_of(name: str) -> GapVelocity | MaskedVelocity:
     return GapVelocity(initialise(InterpolationUNet(recipe.INTERPOLATION)))
 
 
-def jobs(place: Workplace) -> list[Job]:
+def jobs(run: ExperimentRun) -> list[Job]:
     """Return the runs: blending and the shipped interpolation as they are, every network under every seed."""
-    budget = budgets.GAPS.scaled(place.share)
-    told = {"budget": budget.to_dict(), "sampling_steps": budgets.SAMPLING_STEPS, "time_factor": budgets.TIME_FACTOR}
+    budget = budgets.GAPS.scaled(run.share)
+    settings = {
+        "budget": budget.to_dict(),
+        "sampling_steps": budgets.SAMPLING_STEPS,
+        "time_factor": budgets.TIME_FACTOR,
+    }
     out = [
-        Job(BLENDING, 0, partial(_measure_blending, budget), told),
-        Job(SHIPPED, 0, lambda: measure(demo_pipeline(), budget), told),
+        Job(BLENDING, 0, partial(_measure_blending, budget), settings),
+        Job(SHIPPED, 0, lambda: measure(demo_pipeline(), budget), settings),
     ]
     for name in (OURS, OURS_EQUAL_TIME, MASKED):
         factor = budgets.TIME_FACTOR if name == OURS_EQUAL_TIME else 1
-        longer = replace(budget, fit=replace(budget.fit, steps=budget.fit.steps * factor))
-        out += [Job(name, seed, partial(_work, place, name, seed, longer), told) for seed in place.seeds]
+        longer = replace(budget, train=replace(budget.train, steps=budget.train.steps * factor))
+        out += [Job(name, seed, partial(_work, run, name, seed, longer), settings) for seed in run.seeds]
     return out
 
 
-def _work(place: Workplace, name: str, seed: int, budget: budgets.Budget) -> Numbers:
+def _work(run: ExperimentRun, name: str, seed: int, budget: budgets.Budget) -> Numbers:
     torch.manual_seed(seed)
     objective = start_of(name)
     movq = load(WEIGHTS / "vae" / "fusionframes_demo_movq.safetensors", dtype=torch.float32).network
     clips = {
-        skip: place.shop(GROUP, seed).clips(
-            f"skip_{skip}", movq, budget.clips, partial(batches.encode_clips, seed=2 + skip, skip_frames=skip)
+        skip: batches.cached_clips(
+            run.train_run(GROUP, seed),
+            f"skip_{skip}",
+            movq,
+            budget.clips,
+            partial(batches.encode_clips, seed=2 + skip, skip_frames=skip),
         )
-        for skip in batches.SKIP_FRAMES
+        for skip in SKIP_FRAMES
     }
     draw = partial(batches.draw_groups if name == MASKED else batches.draw_gaps, clips=clips)
-    place.train(GROUP, name.replace(", ", "-").replace(" ", "-"), seed, objective, draw, budget)
-    path = place.weights_file(GROUP, name.replace(", ", "-").replace(" ", "-"), seed)
+    run.train(GROUP, name.replace(", ", "-").replace(" ", "-"), seed, objective, draw, budget)
+    path = run.weights_file(GROUP, name.replace(", ", "-").replace(" ", "-"), seed)
     config = objective.unet.config
     tensors = {**objective.unet.state_dict(), NULL_KEY: objective.null_embedding.detach()}
     write_checkpoint(path, Kind(config.stage, config.family, config), tensors, torch.float32)
@@ -119,12 +128,12 @@ def count_costs() -> dict[str, dict[str, int]]:
     return {name: asdict(cost) for name, cost in count_gaps().items()}
 
 
-def time_both(place: Workplace) -> dict[str, float]:
+def time_both(run: ExperimentRun) -> dict[str, float]:
     """Return the median seconds of each network from 5 keyframes to 65 frames of latents, demo scale, 20 steps."""
     clip = true_clips(1, FULL_FRAMES, seed=5)[0]
     out = {}
     for name in (OURS, MASKED):
-        pipeline = pipeline_with(place.weights_file(GROUP, name, place.seeds[0]))
+        pipeline = pipeline_with(run.weights_file(GROUP, name, run.seeds[0]))
         settings = pipeline.resolve(Settings(fps="low", steps=budgets.SAMPLING_STEPS))
         with torch.inference_mode():
             keyframes = pipeline.network("movq").network.encode(clip[::16] * 2 - 1)[None]

@@ -16,10 +16,10 @@ from ..checkpoints.loading import load
 from ..checkpoints.reading import read_contents
 from ..demo import WEIGHTS
 from ..demo.model import DEFAULTS
-from ..demo.steps import Workshop
 from ..files import atomic_path
 from ..pipeline.pipeline import Pipeline
 from ..training.loop import fingerprint
+from ..training.run_folder import TrainRun
 from .budgets import Budget
 
 Numbers = dict[str, float]
@@ -33,18 +33,18 @@ class Job:
         name: the row.
         seed: of start values, data and noise; 0 where nothing is random.
         work: trains what is not trained yet, measures and returns the numbers.
-        told: what else the numbers depend on, beside the shipped weights and the demo's guidance; numbers kept
+        settings: what else the numbers depend on, beside the shipped weights and the demo's guidance; numbers kept
             under other values are not taken up.
     """
 
     name: str
     seed: int
     work: Callable[[], Numbers]
-    told: Mapping[str, object]
+    settings: Mapping[str, object]
 
 
 @dataclass(frozen=True)
-class Workplace:
+class ExperimentRun:
     """Where and how much to train.
 
     Attributes:
@@ -59,14 +59,16 @@ class Workplace:
     seeds: tuple[int, ...]
     lpips: Path | None = None
 
-    def shop(self, group: str, seed: int) -> Workshop:
-        """Return the training workshop of a group."""
-        return Workshop(self.folder / group, torch.device("cpu"), torch.float32, seed=seed)
+    def train_run(self, group: str, seed: int) -> TrainRun:
+        """Return the training folder of a group."""
+        return TrainRun(self.folder / group, torch.device("cpu"), torch.float32, seed=seed)
 
     def train(self, group: str, name: str, seed: int, objective: nn.Module, draw: Callable, budget: Budget) -> None:
         """Train an objective under a seed, or take up where an earlier run of the same start and length was left."""
         with torch.enable_grad():
-            self.shop(group, seed).train(f"{name}-seed{seed}-{budget.fit.steps}steps", objective, draw, budget.fit)
+            self.train_run(group, seed).train(
+                f"{name}-seed{seed}-{budget.train.steps}steps", objective, draw, budget.train
+            )
         objective.eval()
 
     def weights_file(self, group: str, name: str, seed: int) -> Path:
@@ -76,18 +78,20 @@ class Workplace:
         return path
 
 
-def finish(place: Workplace, group: str, job: Job) -> Numbers:
+def finish(run: ExperimentRun, group: str, job: Job) -> Numbers:
     """Return the numbers of a job, working only if they are not there yet."""
-    path = place.folder / group / f"{job.name}-seed{job.seed}.json".replace(" ", "_")
-    told = json.loads(json.dumps({**job.told, "guidance_scale": DEFAULTS.guidance_scale, "weights": shipped_weights()}))
+    path = run.folder / group / f"{job.name}-seed{job.seed}.json".replace(" ", "_")
+    settings = json.loads(
+        json.dumps({**job.settings, "guidance_scale": DEFAULTS.guidance_scale, "weights": shipped_weights()})
+    )
     if path.exists():
         kept = json.loads(path.read_text(encoding="ascii"))
-        if kept["told"] == told:
+        if kept["settings"] == settings:
             return kept["numbers"]
     numbers = job.work()
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({"told": told, "numbers": numbers}, indent=1), encoding="ascii")
+        temporary.write_text(json.dumps({"settings": settings, "numbers": numbers}, indent=1), encoding="ascii")
     return numbers
 
 
@@ -115,12 +119,6 @@ def pipeline_with(path: Path) -> Pipeline:
     files[kind.stage] = (contents, kind)
     models: ModelFiles = replace(shipped_models, files=files)
     return Pipeline(models, defaults=DEFAULTS)
-
-
-def freeze(objective: nn.Module, trains: Callable[[str], bool]) -> None:
-    """Leave only the parameters trainable whose names ``trains`` accepts, and that were trainable before."""
-    for name, parameter in objective.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and trains(name))
 
 
 def mean_of(numbers: Iterable[Numbers]) -> Numbers:

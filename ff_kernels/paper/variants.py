@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..bench.sizes import is_temporal
 from ..checkpoints.conversion import write_checkpoint
 from ..checkpoints.detection import NULL_KEY, Kind
 from ..checkpoints.folder import TOKENIZER_NAME
@@ -20,16 +19,18 @@ from ..demo.world.scenes import KEYFRAMES
 from ..metrics.consistency import NEIGHBOUR, PIXEL_FLICKER, WARPING, temporal_curves
 from ..models.configs import TEMPORAL_VARIANTS
 from ..models.keyframe_unet import KeyframeUNet
+from ..models.temporal_blocks import is_temporal
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.settings import Settings
 from ..stages.tokenizer import Tokenizer
+from ..training.freezing import freeze
 from ..training.initial import initialise
 from ..training.losses import KeyframeNoise
 from . import budgets
-from .runs import Job, Numbers, Workplace, freeze, mean_of, pipeline_with, shipped
+from .runs import ExperimentRun, Job, Numbers, mean_of, pipeline_with, shipped
 
 GROUP = "variants"
-SHIPPED, TRUTH = "shipped weights", "true clips"
+SHIPPED, TRUTH = "demo weights then", "true clips"
 CONSISTENCY = {"warping": WARPING, "neighbours": NEIGHBOUR, "flicker": PIXEL_FLICKER}
 # IS, FVD and CLIPSIM of the paper's table 1 after 100,000 steps.
 PAPER: Mapping[str, tuple[float, float, float]] = {
@@ -60,29 +61,29 @@ def _shipped_keyframes() -> Loaded:
     return load(WEIGHTS / "diffusion_models" / "fusionframes_demo_keyframes.safetensors", dtype=torch.float32)
 
 
-def jobs(place: Workplace) -> list[Job]:
+def jobs(run: ExperimentRun) -> list[Job]:
     """Return the runs: true clips, the shipped weights as they are, and every variant under every seed."""
-    budget = budgets.VARIANTS.scaled(place.share)
-    told = {"budget": budget.to_dict(), "sampling_steps": budgets.SAMPLING_STEPS}
+    budget = budgets.VARIANTS.scaled(run.share)
+    settings = {"budget": budget.to_dict(), "sampling_steps": budgets.SAMPLING_STEPS}
     out = [
-        Job(TRUTH, 0, lambda: mean_of(_steadiness(clip) for clip in true_keyframes(budget.evaluated)), told),
-        Job(SHIPPED, 0, lambda: measure(demo_pipeline(), budget.evaluated), told),
+        Job(TRUTH, 0, lambda: mean_of(_steadiness(clip) for clip in true_keyframes(budget.evaluated)), settings),
+        Job(SHIPPED, 0, lambda: measure(demo_pipeline(), budget.evaluated), settings),
     ]
     for variant in TEMPORAL_VARIANTS:
-        out += [Job(variant, seed, partial(_work, place, variant, seed, budget), told) for seed in place.seeds]
+        out += [Job(variant, seed, partial(_work, run, variant, seed, budget), settings) for seed in run.seeds]
     return out
 
 
-def _work(place: Workplace, variant: str, seed: int, budget: budgets.Budget) -> Numbers:
+def _work(run: ExperimentRun, variant: str, seed: int, budget: budgets.Budget) -> Numbers:
     torch.manual_seed(seed)
     objective = start_of(variant)
     movq = load(WEIGHTS / "vae" / "fusionframes_demo_movq.safetensors", dtype=torch.float32).network
     encode = partial(batches.encode_clips, seed=1, skip_frames=None)
-    clips = place.shop(GROUP, seed).clips("keyframes", movq, budget.clips, encode)
+    clips = batches.cached_clips(run.train_run(GROUP, seed), "keyframes", movq, budget.clips, encode)
     tokenizer = Tokenizer(WEIGHTS / "text_encoders" / TOKENIZER_NAME)
     draw = partial(batches.draw_keyframes, clips=clips, tokenizer=tokenizer)
-    place.train(GROUP, variant, seed, objective, draw, budget)
-    path = place.weights_file(GROUP, variant, seed)
+    run.train(GROUP, variant, seed, objective, draw, budget)
+    path = run.weights_file(GROUP, variant, seed)
     projection = {f"projections.t5.{k}": v for k, v in objective.text["projection"].state_dict().items()}
     tensors = {**objective.unet.state_dict(), **projection, NULL_KEY: objective.null_embedding.detach()}
     write_checkpoint(path, Kind("keyframe", "1.0", objective.unet.config), tensors, torch.float32)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops import sample_step
-from ..ops.step import Clip, Predicted
+from ..ops.step import Predicted, Threshold
 from .guidance import Predict
 from .noise import Noise
 from .schedule import Schedule
@@ -27,7 +27,7 @@ def sample_ddpm(
     *,
     weights: tuple[float, ...] = (1.0,),
     predicted: Predicted = "eps",
-    clip: Clip = "range",
+    threshold: Threshold = "range",
     callback: Callback | None = None,
 ) -> Tensor:
     """Sample from noise to latents (Ho et al. 2020, algorithm 2, with a clipped estimate).
@@ -39,7 +39,7 @@ def sample_ddpm(
         noise: source of the noise added after each step.
         weights: K factors of the branches (``text_weights``, ``text_image_weights``).
         predicted: what the network predicts: "eps", "v", or "denoised", the x0 estimate itself.
-        clip: how the estimate is brought into range: "quantile" (release 1.0), "range" (1.1) or "none".
+        threshold: how the estimate is brought into range: "quantile" (release 1.0), "range" (1.1) or "none".
         callback: called after every step; returning True stops the run.
 
     Returns:
@@ -53,10 +53,11 @@ def sample_ddpm(
     total = len(schedule)
     columns = (schedule.signal, schedule.noise, schedule.x0_gain, schedule.x_gain, schedule.noise_gain)
     table = torch.stack(columns, dim=1).to(x.device)
+    given = {"weights": weights, "predicted": predicted, "threshold": threshold}
     for step in range(total):
         predictions = predict(x, step)
         fresh = noise.normal(x.shape).to(x) if schedule.draws_noise[step] else None
-        x, denoised = sample_step(predictions, x, fresh, table[step], weights=weights, predicted=predicted, clip=clip)
+        x, denoised = sample_step(predictions, x, fresh, table[step], **given)
         if callback is not None and callback(step + 1, total, denoised):
             raise Stopped(f"stopped after step {step + 1} of {total}")
     return x

@@ -1,6 +1,7 @@
 """Text to token numbers with the checkpoint's own SentencePiece model."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +67,26 @@ class Tokenizer:
             length: tokens of the positive prompt, end-of-sentence included.
 
         Returns:
-            ``[1, length]``, padded with 0 where shorter; the positive mask is used for it (paper.md, 5.2).
+            ``[1, length]``, padded with 0 where shorter; the positive mask is used for it
+            (models/RELEASES.md, "Negative prompt under the prompt's mask").
         """
         ids = [*self.processor.encode(text), self.processor.eos_id()][:length]
         ids[-1] = self.processor.eos_id()
         return torch.tensor([ids + [0] * (length - len(ids))])
+
+
+def pad_tokens(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Lay prompts of any lengths into one batch, as the releases do: one more place than the longest, if it fits.
+
+    Args:
+        rows: ``[1, n]`` token numbers of each prompt.
+
+    Returns:
+        Token numbers and mask ``[B, L]``, L at most ``MAX_TOKENS``; the mask is 1 on a prompt's own tokens.
+    """
+    size = min(max(row.shape[1] for row in rows) + 1, MAX_TOKENS)
+    ids, mask = (torch.zeros(len(rows), size, dtype=torch.long) for _ in range(2))
+    for i, row in enumerate(rows):
+        ids[i, : row.shape[1]] = row
+        mask[i, : row.shape[1]] = 1
+    return ids, mask

@@ -14,9 +14,8 @@ from ..models.temporal_blocks import MergingConvBlockV10, MixedConvBlock, Tempor
 from ..models.text_encoder import RMSNorm, SelfAttention
 
 MERGE_START = 0.5
-# The order of the keyframes reaches the network through one norm per temporal attention. From torch's own start it
-# changed that norm's output by 0.03 and, attention being uniform at first, the frames by 0.002: left and right were
-# not told apart after 4,500 steps. These make it half of a normal channel from the first step on.
+# The order of the keyframes reaches the network through one norm per temporal attention, and from torch's own start
+# hardly at all. These make it half of a normal channel from the first step on.
 POSITION_GAIN = 8.0
 POSITION_STD = 0.07
 

@@ -1,4 +1,4 @@
-"""One training loop for every stage of the demo model: resumable, averaged weights, mixed precision by hand."""
+"""The training loop: resumable, averaged weights, mixed precision by hand."""
 
 import hashlib
 import math
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,28 +19,28 @@ from ..files import atomic_path
 
 SAVE_EVERY_S = 60.0
 
-
 Draw = Callable[[np.random.Generator, int], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
-class Course:
+class Curriculum:
     """A source of batches that changes over a training: ``at`` returns what draws them when a share 0..1 is done."""
 
     at: Callable[[float], Draw]
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How one stage is trained.
+class TrainConfig:
+    """How long and how fast to train.
 
     Attributes:
         steps: optimiser steps in all.
         batch: clips (or frames, MoVQ) per step.
         learning_rate: peak, after ``warmup`` steps.
-        falls: whether the rate falls to zero on a cosine; a stage that another follows keeps it.
+        ema_decay: decay of the running average of the weights, which is what is kept.
+        max_grad_norm: longer gradients are shortened to this.
         slow: name prefix of parameters that learn at 0.3 of the rate.
-        average: decay of the running average of the weights, which is what is kept.
+        cosine: whether the rate falls to zero on a cosine; a stage that another follows keeps it.
     """
 
     steps: int
@@ -47,19 +48,19 @@ class Fit:
     learning_rate: float = 1e-3
     warmup: int = 100
     weight_decay: float = 1e-3
-    average: float = 0.998
-    clip: float = 1.0
+    ema_decay: float = 0.998
+    max_grad_norm: float = 1.0
     slow: str | None = None
-    falls: bool = True
+    cosine: bool = True
 
 
-def learning_rate_at(step: int, fit: Fit) -> float:
-    """Return the factor 0..1 on the peak learning rate: linear warm-up, then a cosine to zero if it falls."""
-    if step < fit.warmup:
-        return (step + 1) / fit.warmup
-    if not fit.falls:
+def learning_rate_at(step: int, config: TrainConfig) -> float:
+    """Return the factor 0..1 on the peak learning rate: linear warm-up, then a cosine to zero if there is one."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    if not config.cosine:
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - fit.warmup) / max(1, fit.steps - fit.warmup)))
+    return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, config.steps - config.warmup)))
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
@@ -71,10 +72,69 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+class _Training:
+    """An objective with its optimiser, averages and progress: everything that a state file holds."""
+
+    def __init__(self, objective: nn.Module, config: TrainConfig, dtype: torch.dtype) -> None:
+        self.objective, self.config, self.dtype = objective, config, dtype
+        self.weights = {k: p for k, p in objective.named_parameters() if p.requires_grad}
+        is_slow = {k: bool(config.slow) and k.startswith(config.slow) for k in self.weights}
+        groups = [
+            {"params": [p for k, p in self.weights.items() if is_slow[k] == slow], "share": share}
+            for slow, share in ((False, 1.0), (True, 0.3))
+            if not slow or any(is_slow.values())
+        ]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        )
+        self.averages = {k: p.detach().clone() for k, p in self.weights.items()}
+        self.step, self.seconds, self.loss = 0, 0.0, None
+
+    def state(self) -> dict[str, Any]:
+        """What resumes this training, in the layout of the state file."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "loss": self.loss,
+            "averages": self.averages,
+            "weights": {k: p.detach() for k, p in self.weights.items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    @torch.no_grad()
+    def resume(self, state: Mapping[str, Any]) -> None:
+        self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
+        self.averages.update(state["averages"])
+        for key, value in state["weights"].items():
+            self.weights[key].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def take_step(self, draw: Draw, seed: int) -> None:
+        """Draw a batch, move the weights and their averages; random numbers are seeded by the step alone."""
+        config, device = self.config, next(iter(self.weights.values())).device
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * learning_rate_at(self.step, config) * group["share"]
+        rng = np.random.default_rng([self.step, 7, seed])
+        batch = [t.to(device) for t in draw(rng, config.batch)]
+        torch.manual_seed(int(rng.integers(2**62)))
+        cast = {k: p.to(self.dtype) for k, p in self.objective.named_parameters()}
+        loss = functional_call(self.objective, cast, tuple(batch))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights.values(), config.max_grad_norm)
+        self.optimizer.step()
+        decay = min(config.ema_decay, (self.step + 1) / (self.step + 10))
+        with torch.no_grad():
+            moved = [p.detach() for p in self.weights.values()]
+            torch._foreach_lerp_(list(self.averages.values()), moved, 1 - decay)
+        self.step += 1
+        self.loss = loss.item() if self.loss is None else 0.99 * self.loss + 0.01 * loss.item()
+
+
 def train(
     objective: nn.Module,
-    source: Draw | Course,
-    fit: Fit,
+    source: Draw | Curriculum,
+    config: TrainConfig,
     checkpoint: Path,
     *,
     device: torch.device,
@@ -89,9 +149,9 @@ def train(
     Args:
         objective: module in float32; parameters with ``requires_grad`` are trained.
         source: ``(rng, batch) -> tensors`` in float32 on the CPU; ``rng`` and torch's own generator are seeded by
-            the step, so that a resumed run sees what an uninterrupted one would have seen. A course gives another
-            at every step.
-        fit: the recipe.
+            the step, so that a resumed run sees what an uninterrupted one would have seen. A curriculum gives
+            another at every step.
+        config: the recipe.
         checkpoint: file that holds the state; an existing one is resumed.
         device: where to train.
         dtype: float32, or bfloat16 where the processor multiplies it faster.
@@ -104,73 +164,41 @@ def train(
         CheckpointError: if the state is of a training from other start weights, or of a longer one.
     """
     begun = fingerprint(objective.state_dict())
-    objective.to(device)
-    weights = {k: p for k, p in objective.named_parameters() if p.requires_grad}
-    slow = [p for k, p in weights.items() if fit.slow and k.startswith(fit.slow)]
-    fast = [p for k, p in weights.items() if not (fit.slow and k.startswith(fit.slow))]
-    groups = [{"params": fast, "share": 1.0}] + ([{"params": slow, "share": 0.3}] if slow else [])
-    optimizer = torch.optim.AdamW(groups, lr=fit.learning_rate, betas=(0.9, 0.99), weight_decay=fit.weight_decay)
-    averages = {k: p.detach().clone() for k, p in weights.items()}
-    start, seconds, running = 0, 0.0, None
+    training = _Training(objective.to(device), config, dtype)
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=device)
-        if state.get("begun") != begun:
-            raise CheckpointError(
-                f"expected {checkpoint} to hold a training from the same start weights, found one from others "
-                "(an earlier stage or the recipe has changed): remove it to train this stage anew"
-            )
-        if state["step"] > fit.steps:
-            raise CheckpointError(
-                f"expected at most {fit.steps} steps in {checkpoint}, found {state['step']}: remove it to train this "
-                "stage anew"
-            )
-        start, seconds, running = state["step"], state["seconds"], state["loss"]
-        averages.update(state["averages"])
-        with torch.no_grad():
-            for key, value in state["weights"].items():
-                weights[key].copy_(value)
-        optimizer.load_state_dict(state["optimizer"])
-
-    def save(step: int) -> None:
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(checkpoint) as path:
-            torch.save(
-                {
-                    "begun": begun,
-                    "step": step,
-                    "seconds": seconds,
-                    "loss": running,
-                    "averages": averages,
-                    "weights": {k: p.detach() for k, p in weights.items()},
-                    "optimizer": optimizer.state_dict(),
-                },
-                path,
-            )
-
+        training.resume(_read_state(checkpoint, begun, config, device))
     clock = saved = time.monotonic()
-    bar = tqdm(range(start, fit.steps), initial=start, total=fit.steps, desc=checkpoint.stem, mininterval=5)
+    bar = tqdm(range(training.step, config.steps), initial=training.step, total=config.steps, desc=checkpoint.stem,
+               mininterval=5)  # fmt: skip
     for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = fit.learning_rate * learning_rate_at(step, fit) * group["share"]
-        draw = source.at(step / fit.steps) if isinstance(source, Course) else source
-        rng = np.random.default_rng([step, 7, seed])
-        batch = [t.to(device) for t in draw(rng, fit.batch)]
-        torch.manual_seed(int(rng.integers(2**62)))
-        cast = {k: p.to(dtype) for k, p in objective.named_parameters()}
-        loss = functional_call(objective, cast, tuple(batch))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights.values(), fit.clip)
-        optimizer.step()
-        decay = min(fit.average, (step + 1) / (step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(averages.values()), [p.detach() for p in weights.values()], 1 - decay)
-        running = loss.item() if running is None else 0.99 * running + 0.01 * loss.item()
-        bar.set_postfix(loss=f"{running:.4f}", refresh=False)
+        draw = source.at(step / config.steps) if isinstance(source, Curriculum) else source
+        training.take_step(draw, seed)
+        bar.set_postfix(loss=f"{training.loss:.4f}", refresh=False)
         now = time.monotonic()
-        seconds, clock = seconds + now - clock, now
+        training.seconds, clock = training.seconds + now - clock, now
         if now - saved > SAVE_EVERY_S:
-            save(step + 1)
+            _write_state(checkpoint, begun, training)
             saved = now
-    save(fit.steps)
-    return {k: v.cpu() for k, v in averages.items()}
+    _write_state(checkpoint, begun, training)
+    return {k: v.cpu() for k, v in training.averages.items()}
+
+
+def _write_state(path: Path, begun: str, training: _Training) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        torch.save({"begun": begun, **training.state()}, temporary)
+
+
+def _read_state(path: Path, begun: str, config: TrainConfig, device: torch.device) -> dict[str, Any]:
+    state = torch.load(path, weights_only=True, map_location=device)
+    if state.get("begun") != begun:
+        raise CheckpointError(
+            f"expected {path} to hold a training from the same start weights, found one from others "
+            "(an earlier stage or the recipe has changed): remove it to train this stage anew"
+        )
+    if state["step"] > config.steps:
+        raise CheckpointError(
+            f"expected at most {config.steps} steps in {path}, found {state['step']}: remove it to train this stage "
+            "anew"
+        )
+    return state

@@ -19,9 +19,8 @@ LATENT_NOISE = 0.02
 # the largest v-error and decide nothing about where things are.
 MIN_WEIGHT = 0.05
 # Errors of the predicted noise weigh as errors of v = eps / sqrt(a) do, up to this factor. Without a cap the noisiest
-# steps, which can only guess, drown the others, and shapes are not learnt; they decide what moves where, which a cap of
-# 5 did not teach by itself. Lessons (lessons.py) teach it and are not capped: those from noise leave nothing to guess,
-# those from mixtures and twins little at most of their steps.
+# steps, which can only guess, drown the others, and shapes are not learnt. Clips that are not what is asked for are not
+# capped: they leave little to guess.
 MAX_WEIGHT = 10.0
 # How much more than its share in the error the difference of a pair of lessons weighs: what tells opposite captions
 # apart is a tenth of the error or less, and at a weight of one it was not learnt.
@@ -72,45 +71,6 @@ class FrozenEncoder(nn.Module):
         return picture_error(out, frames, self.squared)
 
 
-class CaptionReading(nn.Module):
-    """Captions to the five attributes, read from the mean of the projected context.
-
-    A minute of this before the joint training gives the U-Net a context that already tells captions apart.
-    """
-
-    def __init__(self, encoder: TextEncoder, projection: TextProjection, classes: tuple[int, ...]) -> None:
-        super().__init__()
-        self.text = nn.ModuleDict({"encoder": encoder, "projection": projection})
-        self.heads = nn.ModuleList(nn.Linear(projection[0].out_features, count) for count in classes)
-
-    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """Return the summed cross-entropy of ``labels`` ``[B, attributes]``."""
-        context, _ = project_context(self.text["encoder"](ids, mask), mask, self.text["projection"])
-        pooled = context.mean(dim=1)
-        return sum(F.cross_entropy(head(pooled), labels[:, i]) for i, head in enumerate(self.heads))
-
-
-class PoolingReading(nn.Module):
-    """Captions to the five attributes, read from the vectors that the U-Net's norms are told.
-
-    The norms multiply features by what they read in the sum of time and pooled text. A pooling that a U-Net learns by
-    itself holds what helps at once, which is colour, and no direction: 0.08 of its variance could be read, against
-    0.68 of whether things grow. The rest of the objective is frozen in place.
-    """
-
-    def __init__(self, objective: "KeyframeNoise", classes: tuple[int, ...]) -> None:
-        super().__init__()
-        self.noise = objective.requires_grad_(False)
-        objective.unet.feature_pooling.requires_grad_(True)
-        self.heads = nn.ModuleList(nn.Linear(objective.unet.config.time_embed_dim, count) for count in classes)
-
-    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor, timesteps: Tensor) -> Tensor:
-        """Return the summed cross-entropy of ``labels`` ``[B, attributes]``."""
-        keep = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-        vectors = self.noise.vectors(ids, mask, keep, timesteps)
-        return sum(F.cross_entropy(head(vectors), labels[:, i]) for i, head in enumerate(self.heads))
-
-
 class KeyframeNoise(nn.Module):
     """Keyframes and caption to the noise in them; trains text encoder, projection, null embedding and U-Net."""
 
@@ -133,7 +93,7 @@ class KeyframeNoise(nn.Module):
         return self.unet.feature_pooling(context, None, *cut_context(context, mask))
 
     def vectors(self, ids: Tensor, mask: Tensor, keep: Tensor, timesteps: Tensor) -> Tensor:
-        """Return ``[B, E]``: time and pooled text of each caption after SiLU, as the norms of the U-Net are told."""
+        """Return ``[B, E]``: time and pooled text of each caption after SiLU, as the norms of the U-Net read them."""
         time = self.unet.embed(self.unet.to_time_embed, timesteps, self.null_embedding)
         return F.silu(time + self.pooled(ids, mask, keep))
 
@@ -161,7 +121,7 @@ class KeyframeNoise(nn.Module):
         B, T = latents.shape[:2]
         context, mask = self.context(ids, mask, keep)
         conditions = self.unet.prepare(
-            context, mask, timesteps[None], positions=keyframe_positions("1.0", T), num_frames=T
+            context, mask, timesteps[None], positions=keyframe_positions("1.0", T), keyframes=T
         )
         bar = alpha_bar[:, None, None, None, None]
         shown = latents if shown is None else shown
@@ -204,7 +164,8 @@ class _GapObjective(nn.Module):
         ``show`` makes samples ``[B, N, C, h, w]`` for the network of the noisy ones, adding what is known.
         """
         B, G = clean.shape[:2]
-        # Release 1.0: two tokens of context, the null embedding and a zero (paper.md, 5.1).
+        # Release 1.0: two tokens of context, the null embedding and a zero (models/RELEASES.md,
+        # "Two null tokens, whatever the prompt").
         context, mask = null_context(self.null_embedding, B, NULL_TOKENS_V10)
         conditions = self.unet.prepare(
             context, mask, timesteps[None], num_gaps=G, skip_frames=skip_frames, noise_level=noise_level

@@ -1,17 +1,23 @@
 """Guidance and sampling of the releases as core's GUIDER and SAMPLER."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...ff_kernels.errors import InputError
-from ...ff_kernels.ops.eager.step import mix_branches
+from ...ff_kernels.ops import mix_branches
 from ...ff_kernels.sampling.guidance import text_image_weights
 from ...ff_kernels.sampling.noise import KEYFRAMES, PICTURE, SeededNoise, stage_seeds
 from ...ff_kernels.sampling.samplers import sample_ddpm
-from ...ff_kernels.sampling.schedule import make_schedule_from_sigmas, make_schedule_v10, make_schedule_v11
+from ...ff_kernels.sampling.schedule import make_schedule_from_sigmas
+from ...ff_kernels.stages.keyframes import FirstFrame, draw_start
+from ...ff_kernels.stages.releases import Sampling
+from ...ff_kernels.stages.run import sampling_schedule
 from .._compat import KSAMPLER, CFGGuider, calc_cond_batch, preview_callback
+from .clips import clip_numbers
 from .latent import FIRST_FRAME, NO_FIRST_FRAME, Conditioning, with_values, without_values
 from .model import CoreModel, network_of
 
@@ -88,25 +94,41 @@ class _FromNoise(KSAMPLER):
 
 
 class DDPMSampler(KSAMPLER):
-    """Ancestral sampling of the releases, through whatever noise levels it is given."""
+    """Ancestral sampling of the releases, through whatever noise levels it is given.
+
+    Args:
+        numbers: of the clips; default those that core drew the start for.
+    """
+
+    def __init__(self, numbers: Sequence[int] | None = None) -> None:
+        super().__init__(_sample)
+        self.numbers = numbers
 
     def sample(self, model_wrap: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run; an empty latent starts from noise alone, another one from itself with noise on it."""
         latent = kwargs.get("latent_image", args[3] if len(args) > 3 else None)
         is_empty = latent is None or not bool(torch.count_nonzero(latent))
-        run = _FromNoise(_sample) if is_empty else KSAMPLER(_sample)
+        noise = kwargs.get("noise", args[2] if len(args) > 2 else None)
+        seed = int((kwargs.get("extra_args") or args[0]).get("seed") or 0)
+        loop = partial(_sample, numbers=self.numbers or clip_numbers(noise, seed))
+        run = _FromNoise(loop) if is_empty else KSAMPLER(loop)
         return run.sample(model_wrap, sigmas, *args, **kwargs)
+
+
+def ddpm_sampler() -> DDPMSampler:
+    """Return the SAMPLER."""
+    return DDPMSampler()
 
 
 def sample_in_core(
     model: Any,
     positive: Conditioning,
     negative: Conditioning,
-    shape: list[int],
+    shape: tuple[int, ...],
     *,
     seed: int,
-    steps: int,
-    guidance_scale: float,
+    numbers: Sequence[int],
+    sampling: Sampling,
     image_guidance: float,
 ) -> Tensor:
     """Sample keyframes as the release does, by core's own sampling: with all that hangs on model and conditionings.
@@ -115,41 +137,32 @@ def sample_in_core(
         model: keyframe U-Net.
         positive: the prompt.
         negative: the negative prompt.
-        shape: ``[B, 4, T, h, w]``.
-        seed: of the first clip.
-        steps: sampling steps.
-        guidance_scale: w.
+        shape: B, T, C, h and w.
+        seed: of clip 0.
+        numbers: of the clips.
+        sampling: steps and guidance.
         image_guidance: wi, for a first frame.
 
     Returns:
         ``[B, T, 4, h, w]`` float32.
     """
     network, _ = network_of(model, "keyframe", "model")
-    if FIRST_FRAME in positive[0][1]:
-        guider = TextImageGuider(model, guidance_scale, image_guidance)
+    has_image = FIRST_FRAME in positive[0][1]
+    if has_image:
+        guider = TextImageGuider(model, sampling.guidance_scale, image_guidance)
     else:
         guider = CFGGuider(model)
-        guider.set_cfg(guidance_scale + 1)
+        guider.set_cfg(sampling.guidance_scale + 1)
     guider.set_conds(positive, negative)
-    B, C, T, h, w = shape
-    is_picture = network.config.family == "1.1" and FIRST_FRAME not in positive[0][1]
-    source = SeededNoise(stage_seeds(seed, B, PICTURE if is_picture else KEYFRAMES))
+    B, T, C, h, w = shape
+    is_picture = network.config.family == "1.1" and not has_image
+    source = SeededNoise(stage_seeds(seed, numbers, PICTURE if is_picture else KEYFRAMES))
     noise = source.normal((B * T, C, h, w)).unflatten(0, (B, T)).transpose(1, 2).contiguous()
-    sigmas = keyframe_sigmas(network.config.family, steps)
-    callback = preview_callback(model, steps)
-    out = guider.sample(noise, torch.zeros(shape), ddpm_sampler(), sigmas, callback=callback, seed=seed)
+    out = guider.sample(
+        noise, torch.zeros_like(noise), DDPMSampler(numbers), sampling_schedule(sampling).sigmas.float(),
+        callback=preview_callback(model, sampling.steps), seed=seed,
+    )  # fmt: skip
     return out.movedim(1, 2)
-
-
-def keyframe_sigmas(family: str, steps: int) -> Tensor:
-    """Return the ``[steps + 1]`` falling noise levels of a release's keyframe run, in core's units."""
-    schedule = make_schedule_v10(steps) if family == "1.0" else make_schedule_v11(steps, "leading")
-    return schedule.sigmas.float()
-
-
-def ddpm_sampler() -> DDPMSampler:
-    """Return the SAMPLER."""
-    return DDPMSampler(_sample)
 
 
 def _sample(
@@ -159,25 +172,27 @@ def _sample(
     extra_args: dict[str, Any] | None = None,
     callback: Any = None,
     disable: bool | None = None,
+    *,
+    numbers: Sequence[int] | None = None,
 ) -> Tensor:
     """Run the engine's loop in core's units: ``x`` is ``sqrt(1 + sigma^2)`` times the engine's."""
+    if len(sigmas) < 2:
+        # No step is asked for.
+        return x
     extra_args = dict(extra_args or {})
     seed = int(extra_args.get("seed") or 0)
     schedule = make_schedule_from_sigmas(sigmas)
     B, C, T, h, w = x.shape
-    # Core has drawn the start by itself; the engine's sampler takes the start, and release 1.1 the noise on the first
-    # frame, from this stream first.
     guider = getattr(model, "inner_model", None)
-    has_first_frame = any(
-        FIRST_FRAME in entry for entries in getattr(guider, "conds", {}).values() for entry in entries
-    )
+    conds = [entry for entries in getattr(guider, "conds", {}).values() for entry in entries]
+    first_frames = [FirstFrame(entry[FIRST_FRAME]) for entry in conds if FIRST_FRAME in entry]
     inner = getattr(guider, "inner_model", None)
     is_v11 = isinstance(inner, CoreModel) and inner.network_config.family == "1.1"
-    source = SeededNoise(stage_seeds(seed, B, PICTURE if is_v11 and not has_first_frame else KEYFRAMES))
-    source.normal((B * T, C, h, w))
-    if has_first_frame:
-        source.uniform((B, C, h, w))
-    scales = (1 + sigmas.double().square()).sqrt().tolist()
+    stream = PICTURE if is_v11 and not first_frames else KEYFRAMES
+    source = SeededNoise(stage_seeds(seed, B if numbers is None else numbers, stream))
+    # Core has drawn the start by itself; what the steps draw comes after the start in the engine's stream.
+    draw_start(source, (B, T, C, h, w), x, next(iter(first_frames), None))
+    scales = (1 + sigmas.cpu().double().square()).sqrt().tolist()
     ones = x.new_ones(B)
 
     def predict(frames: Tensor, step: int) -> Tensor:
@@ -191,13 +206,5 @@ def _sample(
             callback({"x": shown, "i": step - 1, "sigma": sigma, "sigma_hat": sigma, "denoised": shown})
 
     frames = (x / scales[0]).transpose(1, 2).flatten(0, 1)
-    frames = sample_ddpm(
-        predict,
-        frames,
-        schedule,
-        source,
-        predicted="denoised",
-        clip="none",
-        callback=report,
-    )
+    frames = sample_ddpm(predict, frames, schedule, source, predicted="denoised", threshold="none", callback=report)
     return (frames * scales[-1]).unflatten(0, (B, T)).transpose(1, 2).to(torch.float32)

@@ -9,13 +9,12 @@ from ...ff_kernels.checkpoints.detection import NULL_KEY
 from ...ff_kernels.checkpoints.loading import cast_tensors
 from ...ff_kernels.checkpoints.reading import LATENTS_KEY, METADATA_KEY, pack_metadata
 from ...ff_kernels.errors import InputError
-from ...ff_kernels.models.configs import UNetConfig
-from ...ff_kernels.ops.eager.step import clip_to_quantile, clip_to_range
+from ...ff_kernels.models.configs import UNetConfig, check_sides
+from ...ff_kernels.ops import clip_to_quantile, clip_to_range
 from ...ff_kernels.ops.step import THRESHOLD_V10
-from ...ff_kernels.pipeline.settings import Settings
 from ...ff_kernels.sampling.noise import KEYFRAMES, SeededNoise, stage_seeds
-from ...ff_kernels.sampling.samplers import add_noise
-from ...ff_kernels.sampling.schedule import make_schedule_v11, told_sigmas
+from ...ff_kernels.sampling.schedule import told_sigmas
+from ...ff_kernels.stages.keyframes import draw_start
 from .._compat import (
     EPS,
     ON_CLEANUP,
@@ -34,9 +33,11 @@ from .._compat import (
     set_factory,
     set_inference_dtype,
 )
+from .clips import clip_numbers
 from .conditioner import KEY, Conditioner, conditioner_of, unload_patched, unpatch_other, with_conditioner
 from .files import Weights
-from .latent import FIRST_FRAME, IMAGE_KEYS, MOTION_SCORE, NO_FIRST_FRAME, NOISE_LEVEL, VideoLatents
+from .first_frame import first_frame_of, numbers_of
+from .latent import NO_FIRST_FRAME, VideoLatents
 from .networks import NETWORKS, EngineView
 from .runs import RUN, with_run
 from .tables import TABLES, with_tables
@@ -45,8 +46,6 @@ from .text import context_of
 # Core multiplies it with latent positions to guess what to free. Not measured on a GPU yet: half more than core's
 # default of 2, because activations are wide before the first halving.
 MEMORY_USAGE_FACTOR = 3.0
-DEFAULT_MOTION_SCORE = Settings.motion_score
-DEFAULT_NOISE_LEVEL = Settings.noise_level
 
 
 class KeyframeSampling(ModelSamplingDiscrete, EPS):
@@ -71,8 +70,7 @@ class CoreModel(BaseModel):
     """A U-Net of FusionFrames in core's sampling."""
 
     def __init__(self, config: "CoreConfig", device: Any) -> None:
-        _, network = NETWORKS[config.network.stage]
-        super().__init__(config, ModelType.EPS, device=device, unet_model=network)
+        super().__init__(config, ModelType.EPS, device=device, unet_model=NETWORKS[config.network.stage])
         self.network_config: UNetConfig = config.network
         self.null_embedding: Tensor | None = config.null_embedding
         self.latent_space = config.space
@@ -97,37 +95,26 @@ class CoreModel(BaseModel):
         config = self.network_config
         where = f"{kwargs.get('prompt_type') or 'the'} conditioning"
         require_stage(config, "keyframe", "model")
+        check_sides(*kwargs["noise"].shape[:-3:-1], config.side_multiple, "latent positions")
         context, mask = context_of(kwargs["cross_attn"], kwargs, self.null_embedding, config.context_dim, where)
-        out = {"c_crossattn": CONDRegular(context), "context_mask": CONDRegular(mask)}
-        if config.family == "1.1":
-            out.update(self._first_frame(where, **kwargs))
-        elif kwargs.get(FIRST_FRAME) is not None:
-            raise InputError(image_refusal(where))
-        return out
+        first_frame = self._first_frame(where, **kwargs)
+        return {"c_crossattn": CONDRegular(context), "context_mask": CONDRegular(mask), **first_frame}
 
     def _first_frame(self, where: str, **kwargs: Any) -> dict[str, Any]:
         noise = kwargs["noise"]
-        clips, channels, T, height, width = noise.shape
-        level = int(kwargs.get(NOISE_LEVEL, DEFAULT_NOISE_LEVEL))
-        score = int(kwargs.get(MOTION_SCORE, DEFAULT_MOTION_SCORE))
-        condition = noise.new_zeros(clips, channels + 1, T, height, width)
-        frame = kwargs.get(FIRST_FRAME)
-        if frame is None and not kwargs.get(NO_FIRST_FRAME):
-            if T > 1:
-                raise InputError(first_frame_refusal(where, T))
+        clips, channels, T, *size = noise.shape
+        shape = (clips, T, channels, *size)
+        first_frame = first_frame_of(where, kwargs, self.network_config.family, shape)
+        if first_frame is not None:
+            seed = int(kwargs.get("seed") or 0)
+            source = SeededNoise(stage_seeds(seed, clip_numbers(noise, seed), KEYFRAMES))
+            _, shown = draw_start(source, shape, noise, first_frame)
+        elif kwargs.get(NO_FIRST_FRAME):
+            shown = noise.new_zeros(clips, T, channels + 1, *size)
+        else:
             return {}
-        if frame is not None:
-            require_frame(where, frame, clips, (height, width))
-            # The stream and the place in it are those of the engine's own sampler: normal noise for the clip first.
-            source = SeededNoise(stage_seeds(int(kwargs.get("seed") or 0), clips, KEYFRAMES))
-            source.normal((clips * T, channels, height, width))
-            frame = frame.to(noise).expand(clips, -1, -1, -1)
-            drawn = source.uniform(frame.shape).to(noise)
-            condition[:, :channels, 0] = add_noise(frame, drawn, make_schedule_v11(50, "leading"), level)
-            condition[:, channels, 0] = 1
-        numbers = {"noise_level": level, "motion_score": score}
-        rows = {key: CONDRegular(torch.tensor([value])) for key, value in numbers.items()}
-        return {"first_frame": CONDRegular(condition), **rows}
+        rows = {key: CONDRegular(torch.tensor([value])) for key, value in numbers_of(kwargs).items()}
+        return {"first_frame": CONDRegular(shown.transpose(1, 2)), **rows}
 
     def resize_cond_for_context_window(
         self, cond_key: str, cond_value: Any, window: Any, x_in: Tensor, device: Any, retain_index_list: Any = ()
@@ -241,33 +228,3 @@ def require_stage(config: UNetConfig, stage: str | tuple[str, ...], node_input: 
             f"{node_input} expected the {stages[0]} U-Net, got the {config.stage} U-Net of release {config.family}: "
             f"connect that one to {use[config.stage]}"
         )
-
-
-def require_frame(where: str, first_frame: Tensor, clips: int, size: tuple[int, int]) -> None:
-    """Refuse first frames that do not fit the latent: one for all clips or one each, of the latent's size."""
-    if tuple(first_frame.shape[-2:]) != size:
-        raise InputError(
-            f"{where} expected a first frame of the latent's size {list(size)}, got {list(first_frame.shape[-2:])}: "
-            "use the latent that FusionFrames Image to Video returns"
-        )
-    if first_frame.shape[0] not in (1, clips):
-        raise InputError(
-            f"{where} expected one first frame or one for each of {clips} clips, got {first_frame.shape[0]}: use the "
-            "latent that FusionFrames Image to Video returns"
-        )
-
-
-def image_refusal(where: str) -> str:
-    """Return why release 1.0 takes no picture."""
-    return (
-        f"{where} expected text only, got a first frame with a release 1.0 model, which reads none: load the keyframe "
-        f"U-Net of release 1.1, or leave FusionFrames Image to Video out ({', '.join(IMAGE_KEYS)})"
-    )
-
-
-def first_frame_refusal(where: str, frames: int) -> str:
-    """Return what release 1.1 needs for more than a picture."""
-    return (
-        f"{where} expected a first frame for {frames} keyframes of release 1.1, got text only: use FusionFrames Image "
-        "to Video, or ask for 1 keyframe to draw a first frame from text"
-    )

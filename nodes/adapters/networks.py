@@ -13,6 +13,7 @@ from ...ff_kernels.models.interpolation_unet import InterpolationUNet
 from ...ff_kernels.models.keyframe_unet import KeyframeUNet, keyframe_positions
 from ...ff_kernels.models.masked_unet import MaskedUNet
 from ...ff_kernels.models.unet import UNet
+from ...ff_kernels.models.unets import UNETS
 from .._compat import CALC_COND_BATCH, DIFFUSION_MODEL, run_attention, run_wrapped
 from .conditioner import Conditioner
 from .latent import CHANNELS
@@ -90,7 +91,7 @@ class CoreKeyframeUNet(_InCore, KeyframeUNet):
                 context_mask,
                 timesteps,
                 positions=keyframe_positions(self.config.family, T) if is_video else None,
-                num_frames=T if is_video else 1,
+                keyframes=T if is_video else 1,
                 noise_level=noise_level,
                 motion_score=motion_score,
             )
@@ -121,14 +122,8 @@ class CoreMaskedUNet(_InCore, MaskedUNet):
     """Masked-frame U-Net in core's care; only our own sampler calls it, gap by gap."""
 
 
-# The engine's network of a stage, and the same in core's care.
-NETWORKS = {
-    "keyframe": (KeyframeUNet, CoreKeyframeUNet),
-    "interpolation": (InterpolationUNet, CoreInterpolationUNet),
-    "masked": (MaskedUNet, CoreMaskedUNet),
-}
-# What fills gaps: the paper's interpolation or its baseline.
-GAP_NETWORKS = ("interpolation", "masked")
+# The U-Net of a stage in core's care; ``UNETS`` are the engine's own.
+NETWORKS = {"keyframe": CoreKeyframeUNet, "interpolation": CoreInterpolationUNet, "masked": CoreMaskedUNet}
 
 
 class EngineView:
@@ -150,7 +145,7 @@ class EngineView:
 
     def __call__(self, x: Tensor, conditions: Conditions, step: int = 0) -> Tensor:
         """Predict; see ``UNet.forward``."""
-        network, _ = NETWORKS[self.config.stage]
+        network = UNETS[self.config.stage]
         if self.hung is None:
             return network.forward(self._unet, x, conditions, step)
 

@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ff_kernels.models.configs import UNetConfig
-from ...ff_kernels.sampling.schedule import make_schedule_v10, make_schedule_v11
 from .._compat import APPLY_MODEL, KSAMPLER, PREDICT_NOISE, CFGGuider, warn
 from .conditioner import KEY
 from .latent import IMAGE_KEYS, MARKED, NO_FIRST_FRAME, Conditioning
@@ -159,9 +157,3 @@ def run_in_core(
     zeros = torch.zeros(shape)
     guider.sample(zeros, zeros, _Stage(run), sigmas, disable_pbar=True)
     return out[0]
-
-
-def gap_sigmas(config: UNetConfig, steps: int) -> Tensor:
-    """Return the ``[steps + 1]`` falling noise levels of an interpolation pass, in core's units."""
-    schedule = make_schedule_v10(steps) if config.family == "1.0" else make_schedule_v11(steps, "trailing")
-    return schedule.sigmas.float()

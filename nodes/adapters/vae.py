@@ -24,7 +24,7 @@ from .._compat import (
 from .files import Weights
 
 # Bytes per pixel of a chunk and byte of the dtype at the peak: 10.8 GB for 5 frames of 512 x 512 in 16 bit, counted
-# for the released sizes (kernels.md section 1); encoding was not counted and is taken as half of that.
+# for the released sizes by the recorder; encoding was not counted and is taken as half of that.
 DECODE_BYTES_PER_PIXEL = 4200
 FRAMES_PER_ENCODE = 4
 # Values alive at the peak of encoding, counted and measured at 192 x 192 for 1 to 64 frames: of every frame encoded at

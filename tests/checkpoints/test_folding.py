@@ -84,7 +84,7 @@ def keyframes(config):
     # In float64 no hoist may round: the tables are made in the dtype of the context.
     conditions = net.prepare(
         draw(2, 6, config.context_dim).double(), torch.ones(2, 6), torch.tensor([500, 20]),
-        positions=keyframe_positions("1.0", 3), num_frames=3,
+        positions=keyframe_positions("1.0", 3), keyframes=3,
     )  # fmt: skip
     return net, (draw(6, config.num_channels, 8, 12).double(), conditions, 1)
 

@@ -10,7 +10,7 @@ from torch import nn
 from fusionframes.ff_kernels.errors import ShapeError
 from fusionframes.ff_kernels.models import configs
 from fusionframes.ff_kernels.models.movq import MoVQ, SpatialNorm
-from fusionframes.ff_kernels.verify.checks import fill_weights
+from fusionframes.ff_kernels.verify.cases import fill_weights
 
 # Paper table 3 and the flags that give each row; parameters counted on the authors' class.
 TABLE = {

@@ -64,32 +64,32 @@ def test_held_out_windows_are_the_same_each_time_and_of_scenes_never_trained():
 
 
 def test_finish_keeps_numbers_until_what_they_depend_on_changes(tmp_path):
-    place, worked = runs.Workplace(tmp_path, 1.0, (1,)), []
+    run, worked = runs.ExperimentRun(tmp_path, 1.0, (1,)), []
 
     def job(steps):
         return runs.Job("row", 1, lambda: worked.append(steps) or {"PSNR": float(steps)}, {"steps": steps})
 
-    assert [runs.finish(place, "group", job(steps))["PSNR"] for steps in (5, 5, 7)] == [5.0, 5.0, 7.0]
+    assert [runs.finish(run, "group", job(steps))["PSNR"] for steps in (5, 5, 7)] == [5.0, 5.0, 7.0]
     assert worked == [5, 7]
 
 
 def test_finish_works_anew_under_other_shipped_weights_or_guidance(tmp_path, monkeypatch):
-    place, worked = runs.Workplace(tmp_path, 1.0, (1,)), []
+    run, worked = runs.ExperimentRun(tmp_path, 1.0, (1,)), []
     job = runs.Job("row", 1, lambda: worked.append(1) or {"PSNR": 1.0}, {})
-    runs.finish(place, "group", job)
-    runs.finish(place, "group", job)
+    runs.finish(run, "group", job)
+    runs.finish(run, "group", job)
     assert len(worked) == 1
     monkeypatch.setattr(runs, "DEFAULTS", Settings(guidance_scale=7.0))
-    runs.finish(place, "group", job)
+    runs.finish(run, "group", job)
     assert len(worked) == 2
     monkeypatch.setattr(runs, "shipped_weights", lambda: "others")
-    runs.finish(place, "group", job)
+    runs.finish(run, "group", job)
     assert len(worked) == 3
 
 
 def test_budget_share_scales_steps_and_clips_and_keeps_one():
     budget = budgets.GAPS.scaled(1e-6)
-    assert (budget.fit.steps, budget.clips, budget.evaluated, budget.long_clips) == (1, 1, 1, 1)
+    assert (budget.train.steps, budget.clips, budget.evaluated, budget.long_clips) == (1, 1, 1, 1)
     assert budgets.DECODERS.scaled(0.5).clips == 0
     assert budgets.VARIANTS.scaled(1.0) == budgets.VARIANTS
 
@@ -114,7 +114,7 @@ def test_command_trains_measures_and_resumes_at_a_tiny_share(tmp_path, capsys, g
     assert command.main(arguments) == 0
     shown = capsys.readouterr().out
     kept = json.loads((tmp_path / command.JSON_NAME).read_text())
-    names = {job.name for job in command.GROUPS[group].jobs(runs.Workplace(tmp_path, TINY, (1,)))}
+    names = {job.name for job in command.GROUPS[group].jobs(runs.ExperimentRun(tmp_path, TINY, (1,)))}
     assert kept[group]["rows"].keys() == names
     numbers = [value for row in kept[group]["rows"].values() for seed in row.values() for value in seed.values()]
     assert np.isfinite(numbers).all()
@@ -126,19 +126,19 @@ def test_command_trains_measures_and_resumes_at_a_tiny_share(tmp_path, capsys, g
     def refuse(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(runs.Workplace, "train", refuse)
+    monkeypatch.setattr(runs.ExperimentRun, "train", refuse)
     assert command.main(arguments) == 0
 
 
 def test_workplace_refuses_the_state_of_other_start_weights_and_the_command_says_so(tmp_path, capsys, monkeypatch):
-    place, budget = runs.Workplace(tmp_path, 1.0, (1,)), budgets.DECODERS.scaled(TINY)
+    run, budget = runs.ExperimentRun(tmp_path, 1.0, (1,)), budgets.DECODERS.scaled(TINY)
     row = decoders.ROWS[1]
 
     def train(*_):
         objective = FrozenEncoder(decoders.start_of(row))
         with torch.no_grad():
             objective.movq.decoder.conv_out.bias += train.shift
-        place.train("group", "name", 1, objective, draw_windows, budget)
+        run.train("group", "name", 1, objective, draw_windows, budget)
         return {}
 
     train.shift = 0.0

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny import draw
 
-from fusionframes.ff_kernels.ops.eager.step import clip_to_quantile, mix_branches
+from fusionframes.ff_kernels.ops import clip_to_quantile, mix_branches
 from fusionframes.ff_kernels.ops.step import THRESHOLD_V10
 from fusionframes.ff_kernels.sampling.guidance import in_turn, text_image_weights, text_weights
 from fusionframes.ff_kernels.sampling.noise import SeededNoise

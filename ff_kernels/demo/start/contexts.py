@@ -13,9 +13,9 @@ FLOOR = 1e-3
 def spread_projection(projection: TextProjection, hidden: Tensor) -> None:
     """Set the projection so that tokens of captions differ in all directions alike.
 
-    An encoder trained to classify captions gives every token nearly the same vector (0.95 of its length on the demo's
-    captions), and words that matter little to the loss, such as left and right, hardly differ: 0.09 of 1.2. The U-Net
-    then learns colours at once and directions never. Here the common vector is projected out and the rest whitened.
+    An encoder trained to classify captions gives every token nearly the same vector, and words that matter little to
+    the loss, such as left and right, hardly differ. The U-Net then learns colours at once and directions never. Here
+    the common vector is projected out and the rest whitened.
 
     Args:
         projection: changed in place; the linear layer has no bias and the norm none that matters.

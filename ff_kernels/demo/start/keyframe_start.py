@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ...stages.tokenizer import Tokenizer
 from ...training.losses import KeyframeNoise
+from ...training.noise_levels import noise_levels
 from .. import batches
 from .motion_codes import directions, write_motion
 from .noise_path import carry_noise, gate_estimate
@@ -29,30 +30,30 @@ def start_keyframes(objective: KeyframeNoise, tokenizer: Tokenizer) -> None:
     """
     unet = objective.unet
     _level_vectors(objective, tokenizer)
-    vectors, told, shares = caption_vectors(objective, tokenizer, np.random.default_rng(0))
+    vectors, moves, shares = caption_vectors(objective, tokenizer, np.random.default_rng(0))
     carry_noise(unet)
     gate_estimate(unet, vectors, shares)
-    write_motion(unet, vectors, told)
+    write_motion(unet, vectors, moves)
 
 
 @torch.no_grad()
 def caption_vectors(
     objective: KeyframeNoise, tokenizer: Tokenizer, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the norms are told of random captions at random steps, some of them dropped.
+    """Return what the norms read of random captions at random steps, some of them dropped.
 
     Returns:
         ``vectors [N, E]`` after SiLU, ``directions [N, 4]`` of the captions and ``sqrt(alpha_bar) [N]`` of the steps.
     """
-    steps, bars = batches.noise_levels(50)
+    steps, bars = noise_levels(50)
     rows = []
     for _ in range(_CAPTIONS // _BATCH):
         scenes = [batches.draw_scene(rng) for _ in range(_BATCH)]
         keep = torch.from_numpy(rng.random(_BATCH) >= _NULL_SHARE)
         picks = torch.from_numpy(rng.integers(len(steps), size=_BATCH))
         ids, mask = batches.tokenize(tokenizer, [scene.caption() for scene in scenes])
-        told = torch.tensor([directions(scene if kept else None) for scene, kept in zip(scenes, keep, strict=True)])
-        rows.append((objective.vectors(ids, mask, keep, steps[picks]), told, bars[picks].sqrt().float()))
+        moves = torch.tensor([directions(scene if kept else None) for scene, kept in zip(scenes, keep, strict=True)])
+        rows.append((objective.vectors(ids, mask, keep, steps[picks]), moves, bars[picks].sqrt().float()))
     return tuple(torch.cat(column) for column in zip(*rows, strict=True))
 
 
@@ -60,7 +61,7 @@ def _level_vectors(objective: KeyframeNoise, tokenizer: Tokenizer) -> None:
     """Bring text and time to their standard deviations by their last layers."""
     unet, rng = objective.unet, np.random.default_rng(0)
     ids, mask = batches.tokenize(tokenizer, [batches.draw_scene(rng).caption() for _ in range(_BATCH)])
-    steps = batches.noise_levels(50)[0]
+    steps = noise_levels(50)[0]
     like = objective.null_embedding
     time = unet.embed(unet.to_time_embed, steps, like)
     _scale(unet.to_time_embed[3], TIME_STD / time.std(dim=0).mean())

@@ -1,10 +1,10 @@
 """Start values that tell the keyframe U-Net which frame it draws and which way the caption says that things move.
 
 Where a thing is follows from a product: the direction (caption) times the time (frame) times the place. In release 1.0
-the frame is told to one norm before each attention over time, and as long as that attention looks at all frames alike
+the frame reaches one norm before each attention over time, and as long as that attention looks at all frames alike
 it gives every frame the same. So the frame reaches nothing, no part of the product has a gradient, and neither
-does the whole: left and right were not told apart after 10,300 steps. These start values make the first attention over
-time look at its own frame and write down the direction times the time; from there the rest is learnt.
+does the whole. These start values make the first attention over time look at its own frame and write down the
+direction times the time; from there the rest is learnt.
 """
 
 import math
@@ -45,7 +45,7 @@ def keyframe_codes(frames: int) -> Tensor:
 
 
 @torch.no_grad()
-def write_motion(unet: KeyframeUNet, vectors: Tensor, told: Tensor) -> None:
+def write_motion(unet: KeyframeUNet, vectors: Tensor, moves: Tensor) -> None:
     """Set the start values of the first attention over time of ``unet``.
 
     Its last six channels are given the codes of their frame by the first norm, its first head reads them from the same
@@ -54,8 +54,8 @@ def write_motion(unet: KeyframeUNet, vectors: Tensor, told: Tensor) -> None:
 
     Args:
         unet: changed in place.
-        vectors: ``[N, E]`` time and text vectors of captions as the norms are told them, after SiLU.
-        told: ``[N, 4]`` ``directions`` of the same captions.
+        vectors: ``[N, E]`` time and text vectors of captions as the norms read them, after SiLU.
+        moves: ``[N, 4]`` ``directions`` of the same captions.
     """
     block = unet.down_samples[1].temporal_attention_block
     frames, head = unet.config.num_frames, unet.config.head_dim
@@ -84,7 +84,7 @@ def write_motion(unet: KeyframeUNet, vectors: Tensor, told: Tensor) -> None:
 
     linear = block.out_norm.context_mlp[1]
     moving = coded[-len(DIRECTIONS) :]
-    _fit(linear, moving, vectors, told - 1, ridge=_RIDGE * len(vectors))
+    _fit(linear, moving, vectors, moves - 1, ridge=_RIDGE * len(vectors))
     for row in moving:
         linear.weight[channels + row] = 0
         linear.bias[channels + row] = 0

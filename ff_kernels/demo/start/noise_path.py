@@ -1,8 +1,8 @@
 """Start values that hand the noise from a keyframe U-Net's input to its output, so that training is about the clip.
 
 The network predicts the noise. Where noise is nearly all there is, an error of a hundredth in it is an error of 0.3 in
-the estimated clip, and what a caption says of the clip drowns until the network copies its input that exactly. It
-hardly learns to: the error was 0.1 after 10,000 steps, and is 0.003 from these start values before the first.
+the estimated clip, and what a caption says of the clip drowns until the network copies its input that exactly, which
+it hardly learns to (NOTES.md).
 """
 
 import torch
@@ -55,8 +55,6 @@ class _Path:
 @torch.no_grad()
 def carry_noise(unet: KeyframeUNet) -> None:
     """Set start values with which ``unet`` returns its input but for what its last residual branch adds.
-
-    To 0.003 in float32; bfloat16 rounds the path to 0.01.
 
     The input rides in the first channels of the full size, and as four neighbours each in those of the halved skip
     connection; every residual branch on the way leaves these channels alone.
@@ -173,7 +171,7 @@ def path_gains(shares: Tensor) -> Tensor:
     """Return by how much the path multiplies the noisy clip at each signal share: 1 / sqrt(1 - a), as far as it goes.
 
     The predicted noise is x / sqrt(1 - a) less the estimated clip times sqrt(a / (1 - a)). A path with a gain of one
-    leaves what is missing to the branch, which then has to carry noise itself: shapes stayed blobs for 5,600 steps.
+    leaves what is missing to the branch, which then has to carry noise itself, and shapes stay blobs.
     """
     return (OFFSET**2 + 1) ** 0.5 / (_offsets(shares).square() + _power(shares)).sqrt()
 
@@ -198,7 +196,7 @@ def gate_estimate(unet: KeyframeUNet, vectors: Tensor, shares: Tensor) -> None:
 
     Args:
         unet: changed in place, after ``carry_noise``.
-        vectors: ``[N, E]`` time and text vectors as the norms are told them, after SiLU.
+        vectors: ``[N, E]`` time and text vectors as the norms read them, after SiLU.
         shares: ``[N]`` sqrt(alpha_bar) of each.
     """
     branch = unet.up_samples[-1].resnet_attn_blocks[-1][2].resnet_blocks[3]

@@ -35,7 +35,7 @@ def clip_to_range(denoised: Tensor) -> Tensor:
     """Clip to -1..1.
 
     Source: release 1.1 asks diffusers for a 0.995 quantile, whose divisor is limited to 1 and so never acts
-    (paper.md, 5.3); golden ``v11_pipeline``.
+    (models/RELEASES.md, "Threshold that never acts"); golden ``v11_pipeline``.
     """
     return denoised.clamp(-1.0, 1.0)
 
@@ -54,7 +54,7 @@ def sample_step(
     coefficients: Tensor,
     weights: list[float],
     predicted: str,
-    clip: str,
+    threshold: str,
     ratio: float,
 ) -> tuple[Tensor, Tensor]:
     """Formula of ``ops.sample_step``."""
@@ -62,7 +62,7 @@ def sample_step(
     denoised = mix_branches(predictions.chunk(len(weights)), weights, x.dtype)
     if predicted != "denoised":
         denoised = (denoised_from_v if predicted == "v" else denoised_from_eps)(x, denoised, signal, level)
-    if clip != "none":
-        denoised = clip_to_quantile(denoised, ratio) if clip == "quantile" else clip_to_range(denoised)
+    if threshold != "none":
+        denoised = clip_to_quantile(denoised, ratio) if threshold == "quantile" else clip_to_range(denoised)
     following = x0_gain * denoised + x_gain * x
     return (following if noise is None else following + noise_gain * noise), denoised

@@ -75,13 +75,14 @@ def _advance(denoised, x, noise, coefficients, following, at, mask, HAS_NOISE: t
 def _step_kernel(
     x, predictions, noise, coefficients, following, denoised,  # [N * S], predictions [BRANCHES * N * S]
     size, w0, w1, w2, w3,
-    BRANCHES: tl.constexpr, PREDICTED: tl.constexpr, CLIP: tl.constexpr, HAS_NOISE: tl.constexpr, BLOCK: tl.constexpr,
+    BRANCHES: tl.constexpr, PREDICTED: tl.constexpr, THRESHOLDS: tl.constexpr, HAS_NOISE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Step where the limit is known: every element by itself; ``size`` is that of all samples together."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
     values = _estimate(predictions, x, coefficients, at, mask, size, w0, w1, w2, w3, BRANCHES, PREDICTED)
-    if CLIP:
+    if THRESHOLDS:
         values = _clipped(values, 1.0)
     tl.store(denoised + at, values, mask=mask)
     _advance(values, x, noise, coefficients, following, at, mask, HAS_NOISE)
@@ -177,8 +178,8 @@ def _layout(x: Tensor) -> torch.memory_format | None:
     return torch.channels_last if is_last else None
 
 
-def _fits(x: Tensor, clip: str) -> bool:
-    return clip != "quantile" or x[0].numel() <= MAX_SAMPLE
+def _fits(x: Tensor, threshold: str) -> bool:
+    return threshold != "quantile" or x[0].numel() <= MAX_SAMPLE
 
 
 @implements(
@@ -204,7 +205,7 @@ def sample_step(
     coefficients: Tensor,
     weights: list[float],
     predicted: str,
-    clip: str,
+    threshold: str,
     ratio: float,
 ) -> tuple[Tensor, Tensor]:
     """Run the step without a sort and without asking the device for anything."""
@@ -218,7 +219,7 @@ def sample_step(
     factors = (*weights, *[0.0] * (MAX_BRANCHES - len(weights)))
     # Without fused multiply-adds every operation rounds as in the formula: results are equal to the last bit.
     options = {"BRANCHES": len(weights), "PREDICTED": predicted, "HAS_NOISE": has_noise, "enable_fp_fusion": False}
-    if clip == "quantile":
+    if threshold == "quantile":
         samples, size = x.shape[0], x[0].numel()
         launch(
             _quantile_step_kernel, samples, *tensors, x.numel(), size, *ranks(size, ratio), *factors,
@@ -227,6 +228,6 @@ def sample_step(
     else:
         launch(
             _step_kernel, triton.cdiv(x.numel(), TILE), *tensors, x.numel(), *factors,
-            **options, CLIP=clip == "range", BLOCK=TILE, num_warps=4,
+            **options, THRESHOLDS=threshold == "range", BLOCK=TILE, num_warps=4,
         )  # fmt: skip
     return following, denoised

@@ -1,0 +1,141 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fusionframes.ff_kernels.errors import CheckpointError
+from fusionframes.ff_kernels.training.loop import Curriculum, TrainConfig, fingerprint, learning_rate_at, train
+
+
+@pytest.fixture(autouse=True)
+def gradients():
+    with torch.enable_grad():
+        yield
+
+
+class Line(nn.Module):
+    """The smallest objective: fit y = 3x - 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return (self.net(x) - (3 * x - 1)).square().mean()
+
+
+def draw_line(rng, batch):
+    return (torch.from_numpy(rng.standard_normal((batch, 1), dtype=np.float32)),)
+
+
+def draw_nothing(rng, batch):
+    return (torch.zeros(batch, 1),)
+
+
+CONFIG = TrainConfig(steps=200, batch=8, learning_rate=0.1, warmup=5, weight_decay=0, ema_decay=0.9)
+CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
+
+
+class NoisyLine(Line):
+    """The same, with noise that the objective draws by itself."""
+
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.randn_like(x))
+
+
+def started(kind=Line):
+    torch.manual_seed(1)
+    return kind()
+
+
+def fitted(path, steps_first=None, kind=Line):
+    line = started(kind)
+    if steps_first:
+        # Stop early by raising from the data, as a killed run would.
+        calls = []
+
+        def draw(rng, batch):
+            calls.append(0)
+            if len(calls) > steps_first:
+                raise KeyboardInterrupt
+            return draw_line(rng, batch)
+
+        with pytest.raises(KeyboardInterrupt):
+            train(line, draw, CONFIG, path, **CPU)
+        line = started(kind)
+    return train(line, draw_line, CONFIG, path, **CPU)
+
+
+def test_train_learns_and_keeps_the_average(tmp_path):
+    weights = fitted(tmp_path / "line.pt")
+    assert weights["net.weight"].item() == pytest.approx(3, abs=0.1)
+    assert weights["net.bias"].item() == pytest.approx(-1, abs=0.1)
+
+
+def test_train_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("fusionframes.ff_kernels.training.loop.SAVE_EVERY_S", 0.0)
+    quiet = fitted(tmp_path / "quiet.pt")
+    whole = fitted(tmp_path / "whole.pt", kind=NoisyLine)
+    resumed = fitted(tmp_path / "resumed.pt", steps_first=25, kind=NoisyLine)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert not any(torch.equal(whole[key], quiet[key]) for key in whole)
+
+
+def test_train_refuses_a_state_of_other_start_weights_or_of_more_steps(tmp_path):
+    path = tmp_path / "line.pt"
+    fitted(path)
+    before = path.read_bytes()
+    other = started()
+    with torch.no_grad():
+        other.net.bias += 1e-6
+    with pytest.raises(CheckpointError, match=r"line\.pt to hold a training from the same start weights.*remove it"):
+        train(other, draw_line, CONFIG, path, **CPU)
+    with pytest.raises(CheckpointError, match=r"expected at most 199 steps in .*line\.pt, found 200: remove it"):
+        train(started(), draw_line, replace(CONFIG, steps=199), path, **CPU)
+    assert path.read_bytes() == before
+
+
+def test_fingerprint_changes_with_any_name_shape_or_value():
+    weights = {"a": torch.zeros(2, 3), "b": torch.ones(1)}
+    others = [
+        {"a": torch.zeros(2, 3), "c": torch.ones(1)},
+        {"a": torch.zeros(3, 2), "b": torch.ones(1)},
+        {"a": torch.zeros(2, 3), "b": torch.full((1,), 1.0001)},
+        {"a": torch.zeros(2, 3)},
+    ]
+    assert fingerprint(weights) == fingerprint(dict(reversed(weights.items())))
+    assert len({fingerprint(each) for each in (weights, *others)}) == 5
+
+
+def test_learning_rate_at_warms_up_and_falls_to_zero():
+    rates = [learning_rate_at(step, CONFIG) for step in range(CONFIG.steps)]
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) == 1
+    assert rates[-1] < 0.01
+
+
+def test_learning_rate_at_stays_where_it_does_not_fall():
+    config = replace(CONFIG, cosine=False)
+    assert [learning_rate_at(step, config) for step in (4, 50, CONFIG.steps - 1)] == [1, 1, 1]
+
+
+def test_train_asks_a_curriculum_for_the_batches_of_every_step(tmp_path):
+    shares = []
+
+    def at(done):
+        shares.append(done)
+        return draw_line
+
+    torch.manual_seed(1)
+    curriculum = train(Line(), Curriculum(at), CONFIG, tmp_path / "curriculum.pt", **CPU)
+    assert shares == [step / CONFIG.steps for step in range(CONFIG.steps)]
+    torch.manual_seed(1)
+    plain = train(Line(), draw_line, CONFIG, tmp_path / "plain.pt", **CPU)
+    torch.manual_seed(1)
+    other = train(
+        Line(), Curriculum(lambda done: draw_line if done < 0.5 else draw_nothing), CONFIG, tmp_path / "other.pt", **CPU
+    )
+    assert all(torch.equal(curriculum[key], plain[key]) for key in plain)
+    assert not all(torch.allclose(other[key], plain[key], atol=1e-3) for key in plain)
