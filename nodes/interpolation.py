@@ -10,6 +10,7 @@ from ..ff_kernels.errors import InputError
 from ..ff_kernels.sampling.noise import Noise
 from ..ff_kernels.stages.interpolation import GAP_STAGES, interpolate_passes
 from ..ff_kernels.stages.masking import Fill, fill_missing, find_missing_runs, frame_mask
+from ..ff_kernels.stages.presets import RELEASED
 from ..ff_kernels.stages.releases import RELEASES, V10, V11
 from ..ff_kernels.stages.run import Run, Text, sampling_schedule
 from ._api import io
@@ -22,7 +23,7 @@ from .adapters.networks import EngineView
 from .adapters.progress import StepReport
 from .adapters.runs import is_bare, run_in_core
 from .adapters.text import text_of
-from .widgets import ALIASES, check_steps, seed_input, steps_input
+from .widgets import ALIASES, CUSTOM, chosen_steps, preset_input, seed_input, solver_input, steps_input
 
 
 def _inputs() -> list[Any]:
@@ -53,13 +54,13 @@ def _text_input() -> Any:
 
 
 def _passes(
-    model: Any, latent: dict[str, Any], positive: Conditioning | None, passes: int, *, seed: int, steps: int,
-    guidance_scale: float, first: int = 0,
+    model: Any, latent: dict[str, Any], positive: Conditioning | None, passes: int, *, seed: int,
+    guidance_scale: float, preset: str, solver: str, steps: int, first: int = 0,
 ) -> Fill:  # fmt: skip
     """Return interpolation by the network of a MODEL, of frames such as these and ``passes`` in all."""
     frames = latent_frames(latent, "latent")
-    check_steps(steps)
     network, core = network_of(model, tuple(GAP_STAGES), "model")
+    steps, plan = chosen_steps(preset, solver, steps, RELEASES[network.config.family], "interpolation")
     if core.null_embedding is None:
         raise InputError(
             "model expected a null embedding in its file, found none: convert the authors' file, which holds one"
@@ -70,10 +71,11 @@ def _passes(
 
     def make_run(noise: Noise, samples: int) -> Run:
         memory = model.memory_required([samples, *frames.shape[2:]])
-        return Run(noise, callback=report, preparing=LoadedToPrepare(model, memory))
+        return Run(noise, callback=report, preparing=LoadedToPrepare(model, memory), plan=plan)
 
     given = {"seed": seed, "numbers": numbers_of(latent), "guidance_scale": guidance_scale, "steps": steps}
-    sigmas = sampling_schedule(RELEASES[network.config.family].interpolation.changed(steps)).sigmas.float()
+    sampling = RELEASES[network.config.family].interpolation.changed(steps)
+    sigmas = sampling_schedule(sampling, network.config, plan).sigmas.float()
 
     def run_pass(frames: Tensor, index: int) -> Tensor:
         null = core.null_embedding.to(like)
@@ -127,6 +129,8 @@ class Interpolate(io.ComfyNode):
                     tooltip="Frames per second of the frames given; keyframes of the releases have 2.",
                 ),
                 _text_input(),
+                preset_input(),
+                solver_input(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent"),
@@ -145,6 +149,8 @@ class Interpolate(io.ComfyNode):
         passes: int,
         fps: float,
         positive: Conditioning | None = None,
+        preset: str = CUSTOM,
+        solver: str = RELEASED,
     ) -> io.NodeOutput:
         """Interpolate."""
         network_of(model, tuple(GAP_STAGES), "model")
@@ -157,7 +163,7 @@ class Interpolate(io.ComfyNode):
                 "more"
             )
         done = int(latent.get(PASSES, 0))
-        options = {"seed": seed, "steps": steps, "guidance_scale": guidance_scale}
+        options = {"seed": seed, "steps": steps, "guidance_scale": guidance_scale, "preset": preset, "solver": solver}
         fill = _passes(model, latent, positive, passes, first=done, **options)
         out = {**as_latent(fill(frames, passes), latent), PASSES: done + passes}
         return io.NodeOutput(out, float(fps * 4**passes))
@@ -176,7 +182,7 @@ class MaskedInterpolate(io.ComfyNode):
             description="Makes the frames that the latent's noise mask marks with 1 from their known neighbours. Gaps "
             "may have any length; known frames stay as they are. First and last frame must be known.",
             search_aliases=[*ALIASES, "inbetween", "masked frame interpolation"],
-            inputs=[*_inputs(), _text_input()],
+            inputs=[*_inputs(), _text_input(), preset_input(), solver_input()],
             outputs=[io.Latent.Output(display_name="latent")],
         )
 
@@ -189,6 +195,8 @@ class MaskedInterpolate(io.ComfyNode):
         steps: int,
         guidance_scale: float,
         positive: Conditioning | None = None,
+        preset: str = CUSTOM,
+        solver: str = RELEASED,
     ) -> io.NodeOutput:
         """Fill the gaps."""
         network_of(model, tuple(GAP_STAGES), "model")
@@ -199,5 +207,6 @@ class MaskedInterpolate(io.ComfyNode):
         frames = latent_frames(latent, "latent")
         missing = frame_mask(latent["noise_mask"], frames.shape[1])
         passes = sum(run.passes for run in find_missing_runs(missing))
-        fill = _passes(model, latent, positive, passes, seed=seed, steps=steps, guidance_scale=guidance_scale)
+        options = {"seed": seed, "steps": steps, "guidance_scale": guidance_scale, "preset": preset, "solver": solver}
+        fill = _passes(model, latent, positive, passes, **options)
         return io.NodeOutput(as_latent(fill_missing(frames, missing, fill), latent))

@@ -6,6 +6,7 @@ import torch
 
 from ..ff_kernels.sampling.noise import KEYFRAMES, PICTURE, SeededNoise, stage_seeds
 from ..ff_kernels.stages.keyframes import sample_keyframes, sample_picture
+from ..ff_kernels.stages.presets import RELEASED
 from ..ff_kernels.stages.releases import DEMO_GUIDANCE_SCALE, RELEASES, V10, V11
 from ..ff_kernels.stages.run import Run, sampling_schedule
 from ._api import io
@@ -19,7 +20,17 @@ from .adapters.model import compute_dtype, network_of
 from .adapters.progress import StepReport
 from .adapters.runs import is_bare
 from .adapters.text import text_of
-from .widgets import ALIASES, check_steps, guidance_input, image_guidance_input, seed_input, steps_input
+from .widgets import (
+    ALIASES,
+    CUSTOM,
+    chosen_steps,
+    guidance_input,
+    image_guidance_input,
+    preset_input,
+    seed_input,
+    solver_input,
+    steps_input,
+)
 
 
 class KeyframeSampler(io.ComfyNode):
@@ -50,6 +61,8 @@ class KeyframeSampler(io.ComfyNode):
                     f"{DEMO_GUIDANCE_SCALE:g}."
                 ),
                 image_guidance_input("Weight of the first frame, release 1.1 only"),
+                preset_input(),
+                solver_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="Keyframes [B, 4, T, h, w]")],
         )
@@ -65,10 +78,12 @@ class KeyframeSampler(io.ComfyNode):
         steps: int,
         guidance_scale: float,
         image_guidance: float = V11.image_guidance,
+        preset: str = CUSTOM,
+        solver: str = RELEASED,
     ) -> io.NodeOutput:
         """Sample."""
-        check_steps(steps)
         network, core = network_of(model, "keyframe", "model")
+        steps, plan = chosen_steps(preset, solver, steps, RELEASES[network.config.family], "keyframe")
         frames = latent_frames({**latent, "samples": resize_empty(model, latent)}, "latent")
         clips, keyframes, channels, *size = frames.shape
         like = torch.empty(0, device=model.load_device, dtype=compute_dtype(model))
@@ -86,6 +101,7 @@ class KeyframeSampler(io.ComfyNode):
             SeededNoise(stage_seeds(seed, numbers, PICTURE if is_picture else KEYFRAMES)),
             callback=StepReport(model, steps, clips=clips),
             preparing=LoadedToPrepare(model, memory),
+            plan=plan,
         )
         shared = {"size": tuple(size), "guidance_scale": guidance_scale, "steps": steps}
         with torch.inference_mode():
@@ -93,7 +109,7 @@ class KeyframeSampler(io.ComfyNode):
                 out = sample_in_core(
                     model, positive, negative, frames.shape, seed=seed, numbers=numbers,
                     sampling=RELEASES[network.config.family].keyframe.changed(steps, guidance_scale),
-                    image_guidance=image_guidance,
+                    plan=plan, image_guidance=image_guidance,
                 )  # fmt: skip
             elif is_picture:
                 out = sample_picture(network, text, unconditional, run, **shared)[:, None]
@@ -115,22 +131,25 @@ class Schedule(io.ComfyNode):
             node_id="FusionFramesSchedule",
             display_name="FusionFrames Schedule",
             category="FusionFrames/sampling",
-            description="The noise levels of the release's own run, for SamplerCustom and SamplerCustomAdvanced.",
+            description="The noise levels of the release's own run, or of fewer steps that hold, for SamplerCustom and "
+            "SamplerCustomAdvanced.",
             search_aliases=ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="Keyframe U-Net; its release decides the schedule."),
                 steps_input(),
+                preset_input(),
+                solver_input(),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="steps + 1 falling noise levels, the last is 0.")],
         )
 
     @classmethod
-    def execute(cls, model: Any, steps: int) -> io.NodeOutput:
+    def execute(cls, model: Any, steps: int, preset: str = CUSTOM, solver: str = RELEASED) -> io.NodeOutput:
         """Return the levels."""
-        check_steps(steps)
         network, _ = network_of(model, "keyframe", "model")
-        sampling = RELEASES[network.config.family].keyframe.changed(steps)
-        return io.NodeOutput(sampling_schedule(sampling).sigmas.float())
+        release = RELEASES[network.config.family]
+        steps, plan = chosen_steps(preset, solver, steps, release, "keyframe")
+        return io.NodeOutput(sampling_schedule(release.keyframe.changed(steps), network.config, plan).sigmas.float())
 
 
 class DDPM(io.ComfyNode):

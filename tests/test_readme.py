@@ -177,7 +177,7 @@ def test_help_of_the_command_needs_no_torch_and_names_the_releases_numbers():
     )
     assert ran.returncode == 0, ran.stderr
     said = " ".join(ran.stdout.split())
-    numbers = ("default {s10}; interpolation of 1.1: {t11}", "default {w10:g}, demo {demo:g}", "default {wi:g}",
+    numbers = ("default {s10}; with", "default {t10}; 1.1: {t11}", "default {w10:g}, demo {demo:g}", "default {wi:g}",
                "default {gaps10:g}; 1.1: {gaps11:g}")  # fmt: skip
     assert all(number.format(**NUMBERS) in said for number in numbers)
 

@@ -135,7 +135,8 @@ def detect(contents: Contents, overrides: Mapping[str, Any] | None = None) -> Ki
 
 
 # Fields that no shape shows; only these may come from metadata or the caller.
-_UNSEEN = ("head_dim", "groups", "num_frames", "relative_attention_max_distance", "layer_norm_epsilon")
+_UNSEEN = ("head_dim", "groups", "num_frames", "relative_attention_max_distance", "layer_norm_epsilon",
+           "timestep_offset")  # fmt: skip
 
 
 def _check_unseen(config: UNetConfig | MoVQConfig | TextConfig, shapes: Shapes) -> None:

@@ -9,6 +9,7 @@ from ..errors import InputError
 from ..stages.releases import DEMO_GUIDANCE_SCALE, MOTION_SCORES, V10, V11
 from . import options as shared
 from .progress import Bars
+from .sampling import add_sampling_options, chosen_sampling
 
 _SWITCHES = {
     "--mend": "mend the releases' mistakes that show: seams, black bars, 8-bit steps, uniform noise",
@@ -24,14 +25,20 @@ def add_generate(commands: Any) -> None:
     parser.add_argument("prompt", help="what the video shows, in English")
     what = "file to write: .mp4, .webm, .gif, or .png for a numbered sequence"
     parser.add_argument("-o", "--output", type=Path, required=True, help=what)
+    add_clip_options(parser)
+    parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
+    parser.set_defaults(run=run_generate)
+
+
+def add_clip_options(parser: argparse.ArgumentParser) -> None:
+    """Add what decides how clips are made and what they show beside the prompt."""
     parser.add_argument("--model", type=Path, help="folder of released or converted weights (default: the demo model)")
     parser.add_argument("--negative", help="what the video should not show (release 1.0)")
     parser.add_argument("--image", type=Path, help="picture to start from (release 1.1)")
     what = "2, 8 or 30 frames per second: 0, 1 or 2 interpolation passes (default: low, demo high)"
     parser.add_argument("--fps", choices=("low", "medium", "high"), help=what)
+    add_sampling_options(parser)
     for name, kind, what in (
-        ("--steps", int, f"sampling steps, 1..1000 (default {V10.keyframe.steps}; interpolation of 1.1: "
-         f"{V11.interpolation.steps})"),
         ("--guidance", float, "text guidance w of (w+1)*cond - w*uncond "
          f"(default {V10.keyframe.guidance_scale:g}, demo {DEMO_GUIDANCE_SCALE:g})"),
         ("--interpolation-guidance", float, "w of the interpolation (default "
@@ -51,16 +58,15 @@ def add_generate(commands: Any) -> None:
     parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
     for name, what in _SWITCHES.items():
         parser.add_argument(name, action="store_true", help=what)
-    parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
-    parser.set_defaults(run=run_generate)
 
 
 def run_generate(options: argparse.Namespace) -> int:
     """Make a video file."""
     from ..media.pictures import read_image, write_image
     from ..media.sheet import contact_sheet
-    from ..media.video import check_output, write_frames
-    from ..runtime.clock import Clock
+    from ..media.video import check_output
+    from ..pipeline.settings import describe_sampling, sampling_warnings
+    from ..pipeline.writing import write_clip
 
     check_output(options.output)
     if options.storyboard is not None:
@@ -69,19 +75,15 @@ def run_generate(options: argparse.Namespace) -> int:
         raise InputError("expected a prompt, got an empty text: describe what the video shows")
     picture = None if options.image is None else read_image(options.image)
     pipeline = _open_pipeline(options)
-    settings = pipeline.resolve(_settings(options))
+    settings = pipeline.resolve(clip_settings(options))
+    for text in sampling_warnings(settings, pipeline.release):
+        print(f"warning: {text}", file=sys.stderr)
     decoder = {None: None, "image": "movq", "video": "video_movq"}[options.decoder]
     with Bars() as bars:
-        clip = pipeline.sample(
-            options.prompt, settings, negative=options.negative, picture=picture, decoder=decoder, progress=bars
-        )
-        clock = Clock(bars, clip.seconds)
-        # Opened before the output is: what goes wrong inside of that counts as a failure to write.
-        pipeline.network(decoder or pipeline.release.decoder)
-        with clock("decoding"):
-            # Straight to the file: the frames of a long clip would fill the memory that its networks leave.
-            chunks = pipeline.decode_chunks(clip.latents, settings, decoder=decoder, should_stop=clock.count)
-            written = write_frames(chunks, options.output, clip.fps, count=len(clip.latents))
+        clip, written = write_clip(
+            pipeline, options.prompt, settings, options.output, decoder=decoder, progress=bars,
+            negative=options.negative, picture=picture,
+        )  # fmt: skip
     if options.storyboard is not None:
         keyframes = pipeline.decode(clip.keyframes, settings, decoder=decoder)
         spacing = (len(clip.latents) - 1) / max(1, len(keyframes) - 1) / clip.fps
@@ -89,7 +91,7 @@ def run_generate(options: argparse.Namespace) -> int:
     where = written[0] if len(written) == 1 else f"{written[0]} .. {written[-1].name}"
     print(
         f"{where}: {len(clip.latents)} frames of {settings.width} x {settings.height} at {clip.fps:g} frames per "
-        f"second, seed {settings.seed}"
+        f"second, seed {settings.seed}, {describe_sampling(settings)}"
     )
     print(
         ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in clip.seconds.items())
@@ -120,11 +122,12 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
     return demo_pipeline(**choices)
 
 
-def _settings(options: argparse.Namespace) -> Any:
+def clip_settings(options: argparse.Namespace) -> Any:
+    """Return the settings that the options name."""
     from ..pipeline.settings import Settings
 
     return Settings(
-        fps=options.fps, width=options.width, height=options.height, steps=options.steps,
+        fps=options.fps, width=options.width, height=options.height, **chosen_sampling(options),
         guidance_scale=options.guidance, image_guidance=options.image_guidance,
         interpolation_guidance=options.interpolation_guidance, motion_score=MOTION_SCORES[options.motion],
         keyframes=options.keyframes, seed=options.seed, is_mended=options.mend,

@@ -1,4 +1,4 @@
-"""The command line ``fusionframes``: generate, verify, convert, info, evaluate, bench."""
+"""The command line ``fusionframes``: generate, batch, verify, convert, info, evaluate, bench."""
 
 import argparse
 import os
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from .. import __version__
 from ..errors import FusionFramesError, InputError
+from .batch import add_batch
 from .generate import add_generate
 from .measuring import add_bench, add_evaluate, add_verify
 from .options import FLAGS
@@ -28,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fusionframes", description="FusionFrames: two-stage text-to-video.")
     parser.add_argument("--version", action="version", version=f"fusionframes {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for add in (add_generate, add_verify, add_convert, add_info, add_evaluate, add_bench):
+    for add in (add_generate, add_batch, add_verify, add_convert, add_info, add_evaluate, add_bench):
         add(commands)
     return parser
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import InputError
 from . import options as shared
 from .progress import Bars
+from .quality import add_quality_options, run_quality
 
 EXIT_FAILED, EXIT_NOT_RUN = 1, 2
 
@@ -30,6 +31,7 @@ def add_bench(commands: Any) -> None:
     what = "run nothing: count launches, FLOPs, bytes and memory of the full sizes beside the targets"
     parser.add_argument("--record", action="store_true", help=what)
     parser.add_argument("--no-graphs", action="store_true", help=shared.NO_GRAPHS)
+    add_quality_options(parser)
     parser.set_defaults(run=run_bench)
 
 
@@ -83,6 +85,8 @@ def run_bench(options: argparse.Namespace) -> int:
 
     if options.repeats < 1:
         raise InputError(f"expected at least one repeat, got {options.repeats}: raise --repeats")
+    if options.quality:
+        return run_quality(options)
     if options.record:
         rows = [row for name in counting.full_size(options.workload) for row in counting.recorded(name)]
         print("\n".join(map(json.dumps, rows) if options.json else counting.table(rows)))

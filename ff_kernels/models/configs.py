@@ -36,6 +36,9 @@ class UNetConfig(_FromDict):
         stage: "keyframe", "interpolation", or "masked": the paper's baseline of the interpolation.
         num_frames: keyframes the network was trained on (15 in 1.0, 12 in 1.1); other counts run as well.
         temporal_variant: one of ``TEMPORAL_VARIANTS``; the interpolation mixes time in its own way and knows one.
+        timestep_offset: how far the timestep told lies below the level of the noise, in steps of 1000, release 1.0:
+            training on 1000 steps gives 1. A run of 50 steps as released tells 20 too little, and the demo was trained
+            on such runs. Only solvers other than the release's own formula read it.
     """
 
     family: str
@@ -58,6 +61,7 @@ class UNetConfig(_FromDict):
     noise_augmentation: bool = False
     motion_score: bool = False
     temporal_variant: str = RELEASED_VARIANT
+    timestep_offset: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what no block could be built from."""

@@ -12,10 +12,11 @@ from .eager.norm import modulate_by_maps
 from .eager.step import clip_to_quantile, clip_to_range, mix_branches
 from .linear import linear
 from .norm import group_norm_mod, spatial_norm_act
-from .step import sample_step
+from .step import Coefficients, sample_step
 from .temporal_conv import temporal_conv_class
 
 __all__ = [
+    "Coefficients",
     "attend",
     "attend_over_time",
     "clip_to_quantile",

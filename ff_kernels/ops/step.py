@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from .eager import step as formulas
+from .eager.step import Coefficients
 from .registry import Cost, Operation, bytes_of
+
+__all__ = ["THRESHOLD_V10", "Coefficients", "Predicted", "Threshold", "sample_step"]
 
 Predicted = Literal["eps", "v", "denoised"]
 Threshold = Literal["quantile", "range", "none"]
@@ -50,7 +53,7 @@ def sample_step(
         predictions: ``[K * N, ...]`` of K stacked guidance branches, any floating-point dtype.
         x: ``[N, ...]`` float32 noisy samples.
         noise: ``[N, ...]`` added after the step, or None where the schedule adds none.
-        coefficients: ``[5]``: signal, noise level, gain of x0, gain of x, gain of the noise.
+        coefficients: ``[5]`` in the order of ``Coefficients``, float32.
         weights: K factors of the branches, in their order.
         predicted: what the predictions are: "eps", "v", or "denoised", the x0 estimate itself.
         threshold: "quantile" (release 1.0), "range" (release 1.1) or "none".

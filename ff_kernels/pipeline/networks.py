@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.folder import ModelFiles
 from ..checkpoints.folding import Parity, require_parity
-from ..checkpoints.loading import Loaded, load_contents
+from ..checkpoints.loading import Loaded, load_contents, load_projection
 from ..errors import CheckpointError
 from ..models.unet import UNet
 from ..runtime.devices import wide_dtype
@@ -43,7 +43,7 @@ class Networks:
                 *self.models.require(stage), stage=stage, device=self.device, dtype=self.dtype_of(stage),
                 parity=self.parity,
             )  # fmt: skip
-            if isinstance(loaded.network, UNet) and self.device.type != "cpu":
+            if isinstance(loaded.network, UNet) and self.device.type not in ("cpu", "meta"):
                 # A third of a U-Net's weights is read once per run; on the device they would only take room.
                 self._conditioners[stage] = park(loaded.network.conditioner_modules(), self.device)
             self.loaded[stage] = loaded
@@ -62,10 +62,12 @@ class Networks:
     def projection(self) -> nn.Module:
         """Return the projection of text: a file of its own or, release 1.0, part of the keyframe file."""
         stage = "projection" if "projection" in self.models.files else "keyframe"
-        projection = self.get(stage).projection
+        # Without the U-Net beside it, of which encoding needs nothing else.
+        known = self.loaded.get(stage)
+        projection = load_projection(self.models.require(stage)[0]) if known is None else known.projection
         if projection is None:
             self.models.require("projection")
-        return projection.to(self.dtype_of("text_encoder"))
+        return projection.to(self.device, self.dtype_of(stage)).to(self.dtype_of("text_encoder"))
 
     def null_embedding(self, stage: str) -> Tensor:
         """Return the learned empty text that a stage's file holds.

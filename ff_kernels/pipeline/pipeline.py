@@ -109,7 +109,8 @@ class Pipeline:
             needed = step_bytes(samples, size, unet.config.model_channels, self.dtype.itemsize)
             is_stacked = fits(needed, free_bytes(self.device))
         graphs = Graphs(CudaCapture(self.device)) if self.uses_graphs else None
-        return Run(noise, is_stacked, callback, self.networks.conditioner(stage), graphs)
+        plan = settings.plan if stage == "keyframe" else settings.interpolation_plan
+        return Run(noise, is_stacked, callback, self.networks.conditioner(stage), graphs, plan)
 
     @torch.inference_mode()
     def sample_keyframes(
@@ -123,7 +124,7 @@ class Pipeline:
             settings: resolved settings.
             negative: release 1.0: encoded negative prompts.
             first_frame: release 1.1: ``[B, 4, h, w]`` latents.
-            callback: see ``sample_ddpm``.
+            callback: see ``sample_latents``.
         """
         clips, size = text.context.shape[0], self._latent_size(settings)
         run = self._run(
@@ -177,7 +178,7 @@ class Pipeline:
             passes: how often to interpolate.
             first: number of the first pass, from 0: later passes see frames that are closer in time.
             text: the prompts, release 1.1.
-            callback: see ``sample_ddpm``.
+            callback: see ``sample_latents``.
         """
         stage = self.gap_stage
 
@@ -187,7 +188,7 @@ class Pipeline:
         return interpolate_passes(
             self.network(stage).network, keyframes.to(self.device), text, self.networks.null_embedding(stage), make_run,
             seed=settings.seed, passes=passes, first=first, guidance_scale=settings.interpolation_guidance,
-            steps=settings.steps if self.release.shares_steps else None,
+            steps=settings.interpolation_steps,
         )  # fmt: skip
 
     def decode(self, latents: Tensor, settings: Settings, **options: Any) -> Tensor:
@@ -231,6 +232,7 @@ class Pipeline:
     def sample(
         self, prompt: str, settings: Settings | None = None, *, negative: str | None = None,
         picture: Tensor | None = None, decoder: str | None = None, progress: Progress | None = None,
+        texts: tuple[Text, Text | None] | None = None,
     ) -> LatentClip:  # fmt: skip
         """Make the latents of one clip from a prompt and, release 1.1, a picture to start from.
 
@@ -241,6 +243,8 @@ class Pipeline:
             picture: ``[H, W, 3]`` in 0..1, release 1.1 only; without one, 1.1 draws its own first frame.
             decoder: "movq" or "video_movq"; default the release's. Only looked for here, before any work.
             progress: called after every step of every stage; True stops the run with ``Stopped``.
+            texts: what ``encode_text`` and, with a negative prompt, ``encode_negative`` gave for these prompts before;
+                None encodes them now.
 
         Raises:
             InputError: for settings or inputs that the model does not take.
@@ -249,11 +253,13 @@ class Pipeline:
         """
         settings = self.resolve(settings or Settings())
         passes, fps = LEVELS[settings.fps]
-        self._check_inputs(negative, picture, passes, decoder)
+        self.check_inputs(negative, has_picture=picture is not None, passes=passes, decoder=decoder)
         clock = Clock(progress, {})
         with clock("text"):
-            text = self.encode_text([prompt])
-            negatives = self.encode_negative([negative], [prompt]) if negative else None
+            if texts is None:
+                text = self.encode_text([prompt])
+                texts = text, self.encode_negative([negative], [prompt]) if negative else None
+        text, negatives = texts
         first_frame = None
         if self.release.reads_image:
             with clock("first frame"):
@@ -270,8 +276,12 @@ class Pipeline:
                 latents = self.interpolate(latents, settings, first=i, text=text, callback=clock.step)
         return LatentClip(fps=fps, keyframes=keyframes[0].cpu(), latents=latents[0].cpu(), seconds=clock.seconds)
 
-    def _check_inputs(self, negative: str | None, picture: Tensor | None, passes: int, decoder: str | None) -> None:
-        if picture is not None and not self.release.reads_image:
+    def check_inputs(self, negative: str | None, *, has_picture: bool, passes: int, decoder: str | None) -> None:
+        """Refuse what this release does not take, and look for the files that a clip needs; nothing is loaded.
+
+        Arguments and errors are those of ``sample``; ``passes`` is the number of interpolation passes.
+        """
+        if has_picture and not self.release.reads_image:
             raise InputError(
                 "expected no start picture for release 1.0, which reads text only, got one: take release 1.1"
             )
@@ -280,6 +290,6 @@ class Pipeline:
                 "expected no negative prompt for release 1.1, which never learnt to read one, got one: take release 1.0"
             )
         needed = ["text_encoder", "keyframe", decoder or self.release.decoder] + ([self.gap_stage] if passes else [])
-        needed += ["movq"] if self.release.reads_image and picture is None else []
+        needed += ["movq"] if self.release.reads_image and not has_picture else []
         for stage in needed:
             self.models.require(stage)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import InputError
 from ..models.configs import check_keyframes, check_sides
+from ..stages.presets import RELEASED, Plan, few_steps, find_plan, find_preset, with_guidance
 from ..stages.releases import V10, V11, Release
 
 # Interpolation passes and frames per second of each level (paper section 4.3: 2 to 8 to 30 frames per second).
@@ -19,7 +20,13 @@ class Settings:
         fps: "low", "medium" or "high": 0, 1 or 2 interpolation passes, shown at 2, 8 or 30 frames per second.
         width: pixels, a multiple of ``Pipeline.multiple``.
         height: pixels, a multiple of ``Pipeline.multiple``.
-        steps: sampling steps of the keyframes (and, release 1.0, of the interpolation).
+        preset: "released", "balanced" or "fast": steps and solvers of both stages; default released.
+        steps: sampling steps of the keyframes, and with the released preset of release 1.0, which has one number for
+            both, of the interpolation too.
+        interpolation_steps: sampling steps of each interpolation pass.
+        solver: of the keyframes, in place of the preset's: "released" or a key of ``sampling.solvers.SOLVERS``.
+        interpolation_solver: as ``solver``, of the interpolation.
+        guided: noise / signal ratios between which the guidance of the keyframes acts; default everywhere.
         guidance_scale: w of the keyframes, 0 and up; 5 acts as a "cfg" of 6.
         image_guidance: release 1.1: weight of the first frame.
         interpolation_guidance: w of the interpolation; more than about 0.5 collapses onto the keyframes.
@@ -37,7 +44,12 @@ class Settings:
     fps: str | None = None
     width: int | None = None
     height: int | None = None
+    preset: str | None = None
     steps: int | None = None
+    interpolation_steps: int | None = None
+    solver: str | None = None
+    interpolation_solver: str | None = None
+    guided: tuple[float, float] | None = None
     guidance_scale: float | None = None
     image_guidance: float = V11.image_guidance
     interpolation_guidance: float | None = None
@@ -47,6 +59,18 @@ class Settings:
     seed: int = 0
     is_mended: bool = False
     is_stacked: bool | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """Solver and levels of the keyframes, and of a first frame drawn from text."""
+        own = find_preset(self.preset or RELEASED).plan
+        return with_guidance(own if self.solver is None else find_plan(self.solver), self.guided)
+
+    @property
+    def interpolation_plan(self) -> Plan:
+        """Solver and levels of the interpolation."""
+        own = find_preset(self.preset or RELEASED).interpolation_plan
+        return own if self.interpolation_solver is None else find_plan(self.interpolation_solver)
 
 
 def resolve_settings(
@@ -69,8 +93,10 @@ def resolve_settings(
     if settings.fps not in LEVELS:
         raise InputError(f"expected fps low, medium or high, got {settings.fps!r}: choose one of them")
     check_sides(settings.width, settings.height, multiple)
-    if settings.steps is not None and not 1 <= settings.steps <= 1000:
-        raise InputError(f"expected 1 to 1000 steps, got {settings.steps}: the releases use {V10.keyframe.steps}")
+    settings = _with_steps(settings, release)
+    for steps in (settings.steps, settings.interpolation_steps):
+        if not 1 <= steps <= 1000:
+            raise InputError(f"expected 1 to 1000 steps, got {steps}: the releases use {V10.keyframe.steps}")
     if not 0 <= settings.seed < 2**63:
         raise InputError(f"expected a seed from 0 to 2**63 - 1, got {settings.seed}: choose one in this range")
     keyframes = trained_frames if settings.keyframes is None else settings.keyframes
@@ -85,3 +111,43 @@ def resolve_settings(
             raise InputError(f"expected a finite {name}, got {value}: the releases use {own}")
     scale = release.keyframe.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
     return replace(settings, keyframes=keyframes, guidance_scale=scale)
+
+
+def _with_steps(settings: Settings, release: Release) -> Settings:
+    """Fill in both numbers of steps: the caller's, else the preset's, else the release's."""
+    preset = find_preset(settings.preset or RELEASED)
+    # Naming the plans here refuses a solver that does not exist before anything is computed.
+    plans = settings.plan, settings.interpolation_plan
+    given, inner = settings.steps, settings.interpolation_steps
+    if inner is None and given is not None and release.shares_steps and plans[1].solver == RELEASED:
+        inner = given
+    return replace(
+        settings,
+        preset=settings.preset or RELEASED,
+        steps=next(n for n in (given, preset.steps, release.keyframe.steps) if n is not None),
+        interpolation_steps=next(
+            n for n in (inner, preset.interpolation_steps, release.interpolation.steps) if n is not None
+        ),
+    )
+
+
+def describe_sampling(settings: Settings) -> str:
+    """Return what a run of resolved settings takes, as words for the line after it."""
+
+    def words(plan: Plan, steps: int) -> str:
+        solver = "" if plan.solver == RELEASED else f" of {plan.solver}"
+        guided = "" if plan.guided is None else f", guided from {plan.guided[1]:g} to {plan.guided[0]:g}"
+        return f"{steps} steps{solver}{guided}"
+
+    inner = words(settings.interpolation_plan, settings.interpolation_steps)
+    per_pass = f" + {inner} per interpolation pass" if LEVELS[settings.fps][0] else ""
+    return f"preset {settings.preset}: {words(settings.plan, settings.steps)}{per_pass}"
+
+
+def sampling_warnings(settings: Settings, release: Release) -> list[str]:
+    """Return what a caller should hear about resolved settings before the run; usually nothing."""
+    stages = [(settings.plan, settings.steps, release.keyframe)]
+    if LEVELS[settings.fps][0]:
+        stages.append((settings.interpolation_plan, settings.interpolation_steps, release.interpolation))
+    found = [few_steps(plan, steps, sampling.spacing == "trailing") for plan, steps, sampling in stages]
+    return list(dict.fromkeys(text for text in found if text))

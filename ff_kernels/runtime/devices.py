@@ -147,6 +147,20 @@ def restart_peak(device: torch.device) -> None:
         reset(device)
 
 
+def empty_cache(device: torch.device) -> None:
+    """Give what torch holds back for later to the device, so that other networks find room in one piece."""
+    empty = getattr(_module(device.type), "empty_cache", None)
+    if device.type != "cpu" and empty is not None:
+        empty()
+
+
+def count_devices(device_type: str) -> int:
+    """Return how many devices of a type this machine has; a processor is one."""
+    if not is_present(device_type):
+        return 0
+    return getattr(_module(device_type), "device_count", lambda: 1)() if device_type != "cpu" else 1
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until a device has done all work given to it."""
     if device.type == "mps":

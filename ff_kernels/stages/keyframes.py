@@ -13,8 +13,9 @@ from ..models.keyframe_unet import KeyframeUNet, keyframe_positions
 from ..sampling.guidance import text_image_weights, text_weights
 from ..sampling.noise import Noise
 from ..sampling.samplers import add_noise
+from ..sampling.schedule import alphas_cumprod_v11
 from .releases import RELEASES, V11
-from .run import Branch, Run, Text, run_stage, sampling_schedule
+from .run import Branch, Run, Text, run_stage
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def draw_start(
         return start, None
     fresh = first_frame.draw(noise, (clips, channels, *size)).to(like)
     shown = like.new_zeros(clips, frames, channels + 1, *size)
-    schedule = sampling_schedule(V11.keyframe)
-    shown[:, 0, :channels] = add_noise(first_frame.latents.to(like), fresh, schedule, first_frame.noise_level)
+    noised = add_noise(first_frame.latents.to(like), fresh, alphas_cumprod_v11(), first_frame.noise_level)
+    shown[:, 0, :channels] = noised
     shown[:, 0, channels] = 1
     return start, shown
 

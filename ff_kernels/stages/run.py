@@ -3,6 +3,7 @@
 B clips, T frames, N samples, h and w latent sides.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -12,13 +13,16 @@ import torch
 from torch import Tensor
 
 from ..models.conditions import Conditions
-from ..models.configs import check_sides
+from ..models.configs import UNetConfig, check_sides
 from ..models.text_encoder import null_context
 from ..models.unet import UNet
 from ..sampling.guidance import Predict, in_turn
+from ..sampling.levels import choose_timesteps, trained_levels
 from ..sampling.noise import Noise
-from ..sampling.samplers import Callback, sample_ddpm
+from ..sampling.samplers import Callback, sample_latents
 from ..sampling.schedule import Schedule, make_schedule_v10, make_schedule_v11
+from ..sampling.solvers import find_solver
+from .presets import AS_RELEASED, RELEASED, Plan
 from .releases import Sampling
 
 
@@ -68,6 +72,7 @@ class Run:
         callback: called after every step; returning True stops the run.
         preparing: entered while ``prepare`` runs: brings the weights that only it reads to the device.
         graphs: makes a function of tensors a recorded one (``runtime.graph``); None runs every step anew.
+        plan: solver and levels where they are not the release's own.
     """
 
     noise: Noise
@@ -75,6 +80,7 @@ class Run:
     callback: Callback | None = None
     preparing: AbstractContextManager = field(default_factory=nullcontext)
     graphs: "StepRecorder | None" = None
+    plan: Plan = AS_RELEASED
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def run_stage(
         InputError: if the steps are out of range or the network cannot halve a side.
     """
     check_sides(*start.shape[:-3:-1], unet.config.side_multiple, "latent positions")
-    schedule = sampling_schedule(sampling)
+    schedule = sampling_schedule(sampling, unet.config, run.plan)
 
     def prepare(some: Sequence[Branch]) -> Conditions:
         rows = Text.stack([branch.text for branch in some])
@@ -129,15 +135,34 @@ def run_stage(
         merge = {"merge": torch.tensor(merges).repeat_interleave(len(some[0].text.context))} if merges else {}
         return unet.prepare(rows.context, rows.mask, schedule.timesteps, lengths=rows.lengths, **given, **merge)
 
-    predict = _predict(unet, branches, prepare, run)
-    return sample_ddpm(
-        predict, start, schedule, run.noise, weights=tuple(branch.weight for branch in branches),
+    low, high = run.plan.guided or (0.0, math.inf)
+    is_guided = [low <= sigma <= high for sigma in schedule.sigmas[:-1].tolist()]
+    mixed = _predict(unet, branches, prepare, run) if any(is_guided) else None
+    # Without guidance the first branch, which reads everything, says all.
+    alone = None if all(is_guided) else _predict(unet, branches[:1], prepare, run)
+    weights = tuple(branch.weight for branch in branches)
+    return sample_latents(
+        lambda x, step: (mixed if is_guided[step] else alone)(x, step), start, schedule, run.noise,
+        weights=[weights if mixes else (1.0,) for mixes in is_guided],
         predicted=sampling.predicted, threshold=sampling.threshold, callback=run.callback,
     )  # fmt: skip
 
 
-def sampling_schedule(sampling: Sampling) -> Schedule:
-    """Return the schedule of a stage."""
+def sampling_schedule(sampling: Sampling, config: UNetConfig | None = None, plan: Plan = AS_RELEASED) -> Schedule:
+    """Return the schedule of a stage: the release's own, or that of a plan through the levels the network learnt.
+
+    Args:
+        sampling: how the release samples the stage.
+        config: of the network; the release's own formula does not read it.
+        plan: solver and levels.
+
+    Raises:
+        InputError: if the steps are out of range.
+    """
+    if plan.solver != RELEASED:
+        levels = trained_levels(config.family, config.timestep_offset, to_the_end=sampling.predicted == "v")
+        timesteps = choose_timesteps(levels, sampling.steps, plan.spacing, plan.start)
+        return find_solver(plan.solver, plan.eta)(timesteps, levels.bars_of(timesteps))
     if sampling.spacing is None:
         return make_schedule_v10(sampling.steps)
     return make_schedule_v11(sampling.steps, sampling.spacing)

@@ -16,7 +16,7 @@ STEP_COUNTS = (50, 50, 50, 50, 50, 20, 25, 30, 40, 100)
 def noise_levels(steps: int) -> tuple[Tensor, Tensor]:
     """Return timesteps and cumulative alphas of a run, ``[steps]`` each, the noisiest first."""
     schedule = make_schedule_v10(steps)
-    return schedule.timesteps, schedule.signal.square()
+    return schedule.timesteps, schedule.coefficients.signal.square()
 
 
 def draw_noise_levels(rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from ..models.movq import MoVQ
 from ..models.text_encoder import TextEncoder, TextProjection, project_context
 from ..models.unets import UNETS
 from ..ops.step import THRESHOLD_V10
-from ..sampling.schedule import posterior_tables_v10
+from ..sampling.schedule import alphas_cumprod_v11, posterior_tables_v10
 from ..stages.decoding import decode
 from ..stages.interpolation import SKIP_FRAMES, interpolate
 from ..stages.keyframes import FirstFrame, sample_keyframes, sample_picture
@@ -182,5 +182,5 @@ def check_pipeline_v11(case: dict[str, Any], t: dict[str, Tensor], how: How) -> 
         if f"{name}_timesteps" in t:
             schedule = sampling_schedule(getattr(V11, name).changed(len(t[f"{name}_timesteps"])))
             outputs[f"{name}_timesteps"] = (schedule.timesteps, 0.0)
-            outputs[f"{name}_alphas_cumprod"] = (schedule.alphas_cumprod, TABLE_LIMIT)
+            outputs[f"{name}_alphas_cumprod"] = (alphas_cumprod_v11(), TABLE_LIMIT)
     return outputs | _interpolated(case, t, how, t["keyframes"], text) | _decoded(case, t, how, t["keyframes"])

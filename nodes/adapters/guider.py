@@ -1,5 +1,6 @@
 """Guidance and sampling of the releases as core's GUIDER and SAMPLER."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,9 +12,10 @@ from ...ff_kernels.errors import InputError
 from ...ff_kernels.ops import mix_branches
 from ...ff_kernels.sampling.guidance import text_image_weights
 from ...ff_kernels.sampling.noise import KEYFRAMES, PICTURE, SeededNoise, stage_seeds
-from ...ff_kernels.sampling.samplers import sample_ddpm
-from ...ff_kernels.sampling.schedule import make_schedule_from_sigmas
+from ...ff_kernels.sampling.samplers import sample_latents
+from ...ff_kernels.sampling.schedule import Schedule, make_schedule_from_sigmas
 from ...ff_kernels.stages.keyframes import FirstFrame, draw_start
+from ...ff_kernels.stages.presets import Plan
 from ...ff_kernels.stages.releases import Sampling
 from ...ff_kernels.stages.run import sampling_schedule
 from .._compat import KSAMPLER, CFGGuider, calc_cond_batch, preview_callback
@@ -85,6 +87,24 @@ class TextImageGuider(CFGGuider):
         return denoised
 
 
+class _Guider(CFGGuider):
+    """Core's guidance between two noise levels, the prompt alone outside of them; None for guidance throughout."""
+
+    def __init__(self, model: Any, guided: tuple[float, float] | None) -> None:
+        super().__init__(model)
+        self.guided = guided
+
+    def predict_noise(self, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the mixed estimate of the clean latents."""
+        low, high = self.guided or (0.0, math.inf)
+        cfg, is_guided = self.cfg, low <= float(timestep[0]) <= high
+        self.cfg = cfg if is_guided else 1.0
+        try:
+            return super().predict_noise(x, timestep, *args, **kwargs)
+        finally:
+            self.cfg = cfg
+
+
 class _FromNoise(KSAMPLER):
     """Sampling whose start is noise alone, even where a shorter table starts below the largest level."""
 
@@ -98,11 +118,12 @@ class DDPMSampler(KSAMPLER):
 
     Args:
         numbers: of the clips; default those that core drew the start for.
+        schedule: of the sigmas; default the releases' own formula through them.
     """
 
-    def __init__(self, numbers: Sequence[int] | None = None) -> None:
+    def __init__(self, numbers: Sequence[int] | None = None, schedule: Schedule | None = None) -> None:
         super().__init__(_sample)
-        self.numbers = numbers
+        self.numbers, self.schedule = numbers, schedule
 
     def sample(self, model_wrap: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run; an empty latent starts from noise alone, another one from itself with noise on it."""
@@ -110,7 +131,7 @@ class DDPMSampler(KSAMPLER):
         is_empty = latent is None or not bool(torch.count_nonzero(latent))
         noise = kwargs.get("noise", args[2] if len(args) > 2 else None)
         seed = int((kwargs.get("extra_args") or args[0]).get("seed") or 0)
-        loop = partial(_sample, numbers=self.numbers or clip_numbers(noise, seed))
+        loop = partial(_sample, numbers=self.numbers or clip_numbers(noise, seed), schedule=self.schedule)
         run = _FromNoise(loop) if is_empty else KSAMPLER(loop)
         return run.sample(model_wrap, sigmas, *args, **kwargs)
 
@@ -129,6 +150,7 @@ def sample_in_core(
     seed: int,
     numbers: Sequence[int],
     sampling: Sampling,
+    plan: Plan,
     image_guidance: float,
 ) -> Tensor:
     """Sample keyframes as the release does, by core's own sampling: with all that hangs on model and conditionings.
@@ -141,6 +163,7 @@ def sample_in_core(
         seed: of clip 0.
         numbers: of the clips.
         sampling: steps and guidance.
+        plan: solver and levels.
         image_guidance: wi, for a first frame.
 
     Returns:
@@ -151,15 +174,16 @@ def sample_in_core(
     if has_image:
         guider = TextImageGuider(model, sampling.guidance_scale, image_guidance)
     else:
-        guider = CFGGuider(model)
+        guider = _Guider(model, plan.guided)
         guider.set_cfg(sampling.guidance_scale + 1)
     guider.set_conds(positive, negative)
     B, T, C, h, w = shape
     is_picture = network.config.family == "1.1" and not has_image
     source = SeededNoise(stage_seeds(seed, numbers, PICTURE if is_picture else KEYFRAMES))
     noise = source.normal((B * T, C, h, w)).unflatten(0, (B, T)).transpose(1, 2).contiguous()
+    schedule = sampling_schedule(sampling, network.config, plan)
     out = guider.sample(
-        noise, torch.zeros_like(noise), DDPMSampler(numbers), sampling_schedule(sampling).sigmas.float(),
+        noise, torch.zeros_like(noise), DDPMSampler(numbers, schedule), schedule.sigmas.float(),
         callback=preview_callback(model, sampling.steps), seed=seed,
     )  # fmt: skip
     return out.movedim(1, 2)
@@ -174,6 +198,7 @@ def _sample(
     disable: bool | None = None,
     *,
     numbers: Sequence[int] | None = None,
+    schedule: Schedule | None = None,
 ) -> Tensor:
     """Run the engine's loop in core's units: ``x`` is ``sqrt(1 + sigma^2)`` times the engine's."""
     if len(sigmas) < 2:
@@ -181,7 +206,7 @@ def _sample(
         return x
     extra_args = dict(extra_args or {})
     seed = int(extra_args.get("seed") or 0)
-    schedule = make_schedule_from_sigmas(sigmas)
+    schedule = schedule or make_schedule_from_sigmas(sigmas)
     B, C, T, h, w = x.shape
     guider = getattr(model, "inner_model", None)
     conds = [entry for entries in getattr(guider, "conds", {}).values() for entry in entries]
@@ -206,5 +231,13 @@ def _sample(
             callback({"x": shown, "i": step - 1, "sigma": sigma, "sigma_hat": sigma, "denoised": shown})
 
     frames = (x / scales[0]).transpose(1, 2).flatten(0, 1)
-    frames = sample_ddpm(predict, frames, schedule, source, predicted="denoised", threshold="none", callback=report)
+    frames = sample_latents(
+        predict,
+        frames,
+        schedule,
+        source,
+        predicted="denoised",
+        threshold="none",
+        callback=report,
+    )
     return (frames * scales[-1]).unflatten(0, (B, T)).transpose(1, 2).to(torch.float32)

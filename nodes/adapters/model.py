@@ -12,9 +12,11 @@ from ...ff_kernels.errors import InputError
 from ...ff_kernels.models.configs import UNetConfig, check_sides
 from ...ff_kernels.ops import clip_to_quantile, clip_to_range
 from ...ff_kernels.ops.step import THRESHOLD_V10
+from ...ff_kernels.sampling.levels import trained_levels
 from ...ff_kernels.sampling.noise import KEYFRAMES, SeededNoise, stage_seeds
-from ...ff_kernels.sampling.schedule import told_sigmas
+from ...ff_kernels.sampling.schedule import TRAIN_STEPS
 from ...ff_kernels.stages.keyframes import draw_start
+from ...ff_kernels.stages.releases import V10
 from .._compat import (
     EPS,
     ON_CLEANUP,
@@ -46,6 +48,8 @@ from .text import context_of
 # Core multiplies it with latent positions to guess what to free. Not measured on a GPU yet: half more than core's
 # default of 2, because activations are wide before the first halving.
 MEMORY_USAGE_FACTOR = 3.0
+# Core's samplers tell the times that the release's own run tells.
+RELEASED_OFFSET = TRAIN_STEPS // V10.keyframe.steps
 
 
 class KeyframeSampling(ModelSamplingDiscrete, EPS):
@@ -53,7 +57,7 @@ class KeyframeSampling(ModelSamplingDiscrete, EPS):
 
     def __init__(self, family: str) -> None:
         torch.nn.Module.__init__(self)
-        sigmas = told_sigmas(family)
+        sigmas = trained_levels(family, RELEASED_OFFSET).sigmas
         self.sigma_data, self.num_timesteps = 1.0, len(sigmas)
         self.set_sigmas(sigmas)
 

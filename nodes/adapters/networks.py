@@ -136,12 +136,14 @@ class EngineView:
     def __init__(self, unet: UNet) -> None:
         self.config, self._unet = unet.config, unet
         self.hung: HungRun | None = None
-        self._text: tuple[Tensor, Tensor] | None = None
+        # What is hung on the attention to the text wants the text itself.
+        self._texts: list[tuple[Conditions, Tensor, Tensor]] = []
 
     def prepare(self, context: Tensor, context_mask: Tensor, timesteps: Tensor, **options: Any) -> Conditions:
         """Work out conditions; see the network's own."""
-        self._text = (context, context_mask)
-        return self._unet.prepare(context, context_mask, timesteps, **options)
+        conditions = self._unet.prepare(context, context_mask, timesteps, **options)
+        self._texts.append((conditions, context, context_mask))
+        return conditions
 
     def __call__(self, x: Tensor, conditions: Conditions, step: int = 0) -> Tensor:
         """Predict; see ``UNet.forward``."""
@@ -149,11 +151,13 @@ class EngineView:
         if self.hung is None:
             return network.forward(self._unet, x, conditions, step)
 
+        text = next((context, mask) for known, context, mask in self._texts if known is conditions)
+
         def predict(x: Tensor, options: dict[str, Any]) -> Tensor:
-            hooks = hooks_of(options, self.config, *self._text, run_attention)
+            hooks = hooks_of(options, self.config, *text, run_attention)
             return network.forward(self._unet, x, conditions, step, hooks)
 
-        return self.hung.predict(self._unet, x, step, predict)
+        return self.hung.predict(self._unet, x, step, len(text[0]), predict)
 
 
 class HungRun:
@@ -171,28 +175,31 @@ class HungRun:
         # Names of the two branches, the text's and the other, for what is kept between steps.
         self._uuids = [uuid.uuid4(), uuid.uuid4()]
 
-    def predict(self, unet: UNet, x: Tensor, step: int, predict: Callable[[Tensor, dict[str, Any]], Tensor]) -> Tensor:
-        """Predict ``[N, C', h, w]`` of ``[N, C, h, w]``, both branches in one batch.
+    def predict(
+        self, unet: UNet, x: Tensor, step: int, rows: int, predict: Callable[[Tensor, dict[str, Any]], Tensor]
+    ) -> Tensor:
+        """Predict ``[N, C', h, w]`` of ``[N, C, h, w]``, one branch or both, of ``rows`` clips together.
 
-        Wrappers are shown what is denoised as a video latent ``[2 * B, 4, frames, h, w]``, as of any other network.
+        Wrappers are shown what is denoised as a video latent ``[rows, 4, frames, h, w]``, as of any other network.
         """
+        count = rows // self._clips
         start = 0 if unet.config.stage == "masked" else unet.config.latent_channels
         stop = start + unet.config.out_channels
         sigma = self._sigmas[step].reshape(1)
-        told = {"sigmas": sigma, "cond_or_uncond": [0, 1], "uuids": list(self._uuids)}
+        told = {"sigmas": sigma, "cond_or_uncond": list(range(count)), "uuids": self._uuids[:count]}
         options = {**self._options, "transformer_options": {**self._options["transformer_options"], **told}}
 
         def forward(video: Tensor, timesteps: Tensor, context: Any, y: Any, control: Any, inner: Any) -> Tensor:
             frames = gaps_of(video, unet.config.out_channels).to(x)
-            return video_of(predict(torch.cat([x[:, :start], frames, x[:, stop:]], dim=1), inner), 2 * self._clips)
+            return video_of(predict(torch.cat([x[:, :start], frames, x[:, stop:]], dim=1), inner), rows)
 
         def branches(model: Any, conds: Any, video: Tensor, timestep: Tensor, options: dict[str, Any]) -> list[Tensor]:
             inner = options["transformer_options"]
             call = (video, timestep.expand(len(video)), None, None, None, inner)
-            return list(run_wrapped(forward, unet, DIFFUSION_MODEL, inner, *call).chunk(2))
+            return list(run_wrapped(forward, unet, DIFFUSION_MODEL, inner, *call).chunk(count))
 
-        video = video_of(x[:, start:stop], 2 * self._clips)
-        call = (self._model, [[], []], video, sigma, options)
+        video = video_of(x[:, start:stop], rows)
+        call = (self._model, [[]] * count, video, sigma, options)
         out = run_wrapped(branches, None, CALC_COND_BATCH, options["transformer_options"], *call)
         return gaps_of(torch.cat(out), unet.config.out_channels)
 

@@ -21,6 +21,7 @@ from fusionframes.ff_kernels.demo.model import demo_pipeline
 from fusionframes.ff_kernels.media import video
 from fusionframes.ff_kernels.pipeline.pipeline import Pipeline
 from fusionframes.ff_kernels.pipeline.settings import Settings
+from fusionframes.ff_kernels.stages.presets import PRESETS
 
 PROMPT = "a large purple triangle moves up on a white background"
 QUICK = ["--steps", "2", "--fps", "low"]
@@ -114,7 +115,23 @@ def test_generate_options_reach_the_model(tmp_path, monkeypatch):
                if name != "noise_level")  # fmt: skip
 
 
+def test_generate_says_which_steps_were_taken_and_warns_of_too_few_as_released(tmp_path, capsys):
+    fast = ["--fps", "low", "--preset", "fast", "--solver", "ddim"]
+    assert generate(PROMPT, "-o", tmp_path / "a.gif", *fast) == 0
+    printed = capsys.readouterr()
+    assert f"seed 0, preset fast: {PRESETS['fast'].steps} steps of ddim" in printed.out
+    assert "warning" not in printed.err
+    assert generate(PROMPT, "-o", tmp_path / "b.gif", *QUICK) == 0
+    printed = capsys.readouterr()
+    assert "preset released: 2 steps" in printed.out
+    assert "warning: the release's formula falls apart with 2 steps" in printed.err
+
+
 WRONG = {
+    "preset": (["--preset", "turbo"], "invalid choice: 'turbo'"),
+    "solver": (["--solver", "euler"], "invalid choice: 'euler'"),
+    "interpolation_steps": (["--interpolation-steps", "0"], "1 to 1000 steps, got 0"),
+    "guide_between": (["--guide-between", "5", "0.3"], "rising ratios of noise to signal, got 5 and 0.3"),
     "width": (["--width", "65"], "width.*multiple of 8 pixels, got 65"),
     "height": (["--height", "0"], "height.*got 0"),
     "model": (["--model", "nowhere"], r"no folder at 'nowhere': .* \(--model\)"),

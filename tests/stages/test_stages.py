@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from support.tiny import (
@@ -20,7 +22,9 @@ from fusionframes.ff_kernels.sampling.samplers import Stopped, add_noise
 from fusionframes.ff_kernels.sampling.schedule import make_schedule_v10, make_schedule_v11
 from fusionframes.ff_kernels.stages.interpolation import GAP_STAGES, interpolate, interpolate_masked, interpolate_passes
 from fusionframes.ff_kernels.stages.keyframes import FirstFrame, draw_start, sample_keyframes, sample_picture
-from fusionframes.ff_kernels.stages.run import Run, Text
+from fusionframes.ff_kernels.stages.presets import Plan
+from fusionframes.ff_kernels.stages.releases import RELEASES
+from fusionframes.ff_kernels.stages.run import Run, Text, sampling_schedule
 
 NULL = draw(24, seed=5)
 SIZE = (4, 6)
@@ -96,6 +100,43 @@ def test_recorded_steps_give_the_same_clip_bit_for_bit(name, stacked):
     assert torch.equal(replayed, stage(BOTH, [7, 8], stacked=stacked))
     branches = 3 if name == "keyframes_v11" else 2
     assert len(records) == (1 if stacked else branches)
+
+
+PLANS = {"second_order": Plan("dpmpp_2m", "karras", 0.98), "with_noise": Plan("ddpm"),
+         "guided_in_between": Plan("dpmpp_2m", "karras", 0.98, guided=(0.3, 5.0))}  # fmt: skip
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("name", STAGES)
+def test_a_plan_gives_every_clip_the_same_alone_and_in_a_batch(name, plan):
+    stage = STAGES[name]
+    together = stage(BOTH, [7, 8], plan=plan)
+    assert together.isfinite().all()
+    assert relative(stage(slice(1, 2), [8], plan=plan, stacked=False)[0], together[1]) < 1e-3
+    # The interpolation of release 1.1 is DDPM with true times already.
+    is_released = name == "video_v11" and plan.solver == "ddpm"
+    assert (relative(together, stage(BOTH, [7, 8])) < 1e-5) == is_released
+
+
+def test_guidance_everywhere_is_no_interval_and_guidance_nowhere_is_a_scale_of_zero():
+    stage, plan = STAGES["keyframes_v10"], Plan("dpmpp_2m", "karras", 0.98)
+    assert torch.equal(stage(BOTH, [7, 8], plan=replace(plan, guided=(0.0, 1e9))), stage(BOTH, [7, 8], plan=plan))
+    text = texts(2)
+    unguided = sample_keyframes(
+        unet(KEYFRAME_V10), text, text.unconditional(NULL), Run(SeededNoise([7, 8]), plan=plan), keyframes=3, size=SIZE,
+        steps=4, guidance_scale=0.0,
+    )  # fmt: skip
+    assert relative(stage(BOTH, [7, 8], plan=replace(plan, guided=(1e6, 1e9))), unguided) < 1e-3
+
+
+@pytest.mark.parametrize(("offset", "told"), [(1, [999, 749, 499, 249]), (20, [980, 730, 480, 230])])
+def test_a_network_is_told_the_times_it_learnt_its_levels_under(offset, told):
+    config = replace(KEYFRAME_V10, timestep_offset=offset)
+    sampling = RELEASES["1.0"].keyframe.changed(4)
+    assert sampling_schedule(sampling, config, Plan("ddpm")).timesteps.tolist() == told
+    # The release's own formula does not read it.
+    released = sampling_schedule(sampling, config)
+    assert released.timesteps.tolist() == make_schedule_v10(4).timesteps.tolist() == [750, 500, 250, 0]
 
 
 class OnlyWhilePreparing:
@@ -188,7 +229,7 @@ def test_interpolate_masked_with_a_network_that_knows_v_gives_the_frames_it_know
             assert mask[:10, 0].mean(dim=(1, 2)).tolist() == [1, 0, 0, 0, 1] * 2
             assert not x[10:, 4:].any()
             clean = groups.repeat(2, 1, 1, 1)
-            signal, noise = schedule.signal[step], schedule.noise[step]
+            signal, noise = schedule.coefficients.signal[step], schedule.coefficients.noise[step]
             return signal * (noisy - signal * clean) / noise - noise * clean
 
     out = interpolate_masked(Knowing(), truth[:, ::4], None, NULL, Run(SeededNoise([1])), skip_frames=1, steps=6)

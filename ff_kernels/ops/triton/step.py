@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..registry import Constraint, implements
-from ..step import _sample_step
+from ..step import Coefficients, _sample_step
 from ._runtime import FLOATS, NOT_EMPTY, ON_DEVICE, launch
 
 MAX_BRANCHES = 4
@@ -21,6 +21,10 @@ TILE = 1024
 # keep one multiprocessor busy for long.
 MAX_SAMPLE = 12 * 128 * 128
 
+# Where each coefficient lies, so that the kernel cannot disagree with the formula about their order.
+_SIGNAL, _NOISE, _X0_GAIN, _X_GAIN, _NOISE_GAIN = (
+    tl.constexpr(Coefficients._fields.index(name)) for name in ("signal", "noise", "x0_gain", "x_gain", "noise_gain")
+)
 _NAN = tl.constexpr(float("nan"))
 _INFINITY_BITS = tl.constexpr(0x7F800000)
 _ONE_BITS = tl.constexpr(0x3F800000)
@@ -50,7 +54,7 @@ def _estimate(
         mixed += _branch(predictions, at, mask, w0)
     if PREDICTED != "denoised":
         noisy = tl.load(x + at, mask=mask, other=0.0)
-        signal, level = tl.load(coefficients), tl.load(coefficients + 1)
+        signal, level = tl.load(coefficients + _SIGNAL), tl.load(coefficients + _NOISE)
         mixed = signal * noisy - level * mixed if PREDICTED == "v" else tl.div_rn(noisy - level * mixed, signal)
     return mixed
 
@@ -64,10 +68,10 @@ def _clipped(values, limit):
 @triton.jit
 def _advance(denoised, x, noise, coefficients, following, at, mask, HAS_NOISE: tl.constexpr):
     """Store the next samples at some elements: posterior mean and noise."""
-    x0_gain, x_gain = tl.load(coefficients + 2), tl.load(coefficients + 3)
+    x0_gain, x_gain = tl.load(coefficients + _X0_GAIN), tl.load(coefficients + _X_GAIN)
     result = x0_gain * denoised + x_gain * tl.load(x + at, mask=mask, other=0.0)
     if HAS_NOISE:
-        result += tl.load(coefficients + 4) * tl.load(noise + at, mask=mask, other=0.0).to(tl.float32)
+        result += tl.load(coefficients + _NOISE_GAIN) * tl.load(noise + at, mask=mask, other=0.0).to(tl.float32)
     tl.store(following + at, result, mask=mask)
 
 
