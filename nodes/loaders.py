@@ -82,6 +82,7 @@ class LoadTextEncoder(io.ComfyNode):
                     "projection_name",
                     options=[NO_PROJECTION, *projections],
                     default=NO_PROJECTION,
+                    optional=True,
                     tooltip="Where the text projection is: the keyframe U-Net (release 1.0, demo) or t5_projections "
                     "(release 1.1). With none the node says which file it misses.",
                 ),
@@ -95,7 +96,9 @@ class LoadTextEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, text_encoder_name: str, projection_name: str, weight_dtype: str = "default") -> io.NodeOutput:
+    def execute(
+        cls, text_encoder_name: str, projection_name: str = NO_PROJECTION, weight_dtype: str = "default"
+    ) -> io.NodeOutput:
         """Load encoder, projection and tokenizer."""
         path = file_path("text_encoders", text_encoder_name)
         weights = open_weights(path, ("text_encoder",), "text_encoder_name")

@@ -74,9 +74,9 @@ class KeyframeSampler(io.ComfyNode):
         positive: Conditioning,
         negative: Conditioning,
         latent: dict[str, Any],
-        seed: int,
-        steps: int,
-        guidance_scale: float,
+        seed: int = 0,
+        steps: int = V10.keyframe.steps,
+        guidance_scale: float = V10.keyframe.guidance_scale,
         image_guidance: float = V11.image_guidance,
         preset: str = CUSTOM,
         solver: str = RELEASED,
@@ -144,7 +144,9 @@ class Schedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, steps: int, preset: str = CUSTOM, solver: str = RELEASED) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, steps: int = V10.keyframe.steps, preset: str = CUSTOM, solver: str = RELEASED
+    ) -> io.NodeOutput:
         """Return the levels."""
         network, _ = network_of(model, "keyframe", "model")
         release = RELEASES[network.config.family]
@@ -204,8 +206,8 @@ class DualGuider(io.ComfyNode):
         model: Any,
         positive: Conditioning,
         negative: Conditioning,
-        guidance_scale: float,
-        image_guidance: float,
+        guidance_scale: float = V10.keyframe.guidance_scale,
+        image_guidance: float = V11.image_guidance,
     ) -> io.NodeOutput:
         """Return the guider."""
         guider = TextImageGuider(model, guidance_scale, image_guidance)
