@@ -8,7 +8,7 @@ from torch import Tensor
 
 NUMBERS = "batch_index"
 # How far the noise of a seed is followed in search of a clip's: a batch taken from a larger one than this is not found.
-MOST = 256
+MOST = 64
 
 
 def numbers_of(latent: Mapping[str, Any]) -> list[int]:
@@ -31,12 +31,12 @@ def clip_numbers(noise: Tensor, seed: int) -> list[int]:
         B numbers; 0, 1, .. where the noise is not that of the seed.
     """
     wanted, found = [clip.detach().float().cpu() for clip in noise], {}
+    if not noise.any():
+        return list(range(len(wanted)))
     generator = torch.Generator().manual_seed(seed % 2**64)
     for number in range(MOST):
         drawn = torch.randn((1, *noise.shape[1:]), generator=generator)[0]
         found.update({i: number for i, clip in enumerate(wanted) if i not in found and torch.equal(clip, drawn)})
         if len(found) == len(wanted):
             return [found[i] for i in range(len(wanted))]
-        if number >= len(wanted) and not found:
-            break
     return list(range(len(wanted)))
