@@ -39,6 +39,7 @@ DOORS = {
 }
 ALLOWED = {room: set(doors.split()) for room, doors in DOORS.items()}
 BANNED_FUNCTIONS = {"eval", "exec"}
+CARDS = re.compile(r"torch\.(cuda|mps|xpu|npu)\b")
 BANNED_METHODS = {"autocast", "cuda"}
 
 
@@ -85,6 +86,11 @@ def test_formulas_are_taken_from_the_door_of_ops(path):
 def test_door_of_ops_test_catches_a_planted_import(tmp_path):
     (tmp_path / "bad.py").write_text("from ..ops.eager.step import mix_branches\n")
     assert eager_imports(tmp_path / "bad.py") == ["ops.eager.step"]
+
+
+def test_only_the_runtime_and_the_kernels_ask_torch_about_cards():
+    places = {path.relative_to(ENGINE).parts[:-1] for path in SOURCES if CARDS.search(path.read_text(encoding="utf-8"))}
+    assert places <= {("runtime",), ("ops", "triton")}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -107,7 +107,10 @@ def _count(pipeline: Pipeline, stage: str, run: Callable[[Text, Callable], objec
 
         return function
 
+    # The first run puts the weights where they stay, which is no work of a step.
+    until(1)()
     network = pipeline.network("keyframe" if stage in ("keyframes", "first frame") else pipeline.gap_stage).network
+    totals.clear()
     one = record(until(1), network)
     two = record(until(2), network) if totals[0] > 1 else None
     return _stage(stage, one, two, totals[0])

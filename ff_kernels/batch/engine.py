@@ -21,8 +21,7 @@ from ..files import atomic_path
 from ..media.pictures import read_image
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.writing import write_clip
-from ..runtime.budget import fits
-from ..runtime.devices import DTYPES, choose_device, choose_dtype, empty_cache, free_bytes, name_of
+from ..runtime.devices import DTYPES, choose_device, choose_dtype, empty_cache, name_of
 from ..stages.run import Text
 from .fingerprints import file_digest
 from .jobs import Job
@@ -39,7 +38,7 @@ class ModelOptions:
         device: torch device; None is the best that the worker's machine has.
         dtype: name of the dtype of the U-Nets; None is float16 on a card that computes in it, else float32.
         parity: "strict" or "fast", see ``Pipeline``.
-        keeps_networks: keep every network of a clip loaded; None does where the device has room for all of them.
+        keeps_networks: keep every network of a clip loaded where the device has room for all of them; False never.
         uses_graphs: see ``Pipeline``.
         threads: threads of torch on a processor; None leaves them.
     """
@@ -129,14 +128,9 @@ class ClipEngine:
                 gc.collect()
                 empty_cache(device)
             self._pipeline = open_pipeline(self._options)
-            self._pipeline.networks.keeps_all = kind == TEXT or self._keeps(self._pipeline)
+            self._pipeline.networks.keeps_all = kind == TEXT or self._options.keeps_networks is not False
             self._kind = kind
         return self._pipeline
-
-    def _keeps(self, pipeline: Pipeline) -> bool:
-        if self._options.keeps_networks is not None:
-            return self._options.keeps_networks
-        return fits(clip_bytes(pipeline), free_bytes(pipeline.device))
 
     def _encode(self, pipeline: Pipeline, job: Job) -> dict[str, Any]:
         path = self._ledger.context(job.text_key)
@@ -144,7 +138,8 @@ class ClipEngine:
             # One by one, as for a single clip: beside a longer prompt the words would be padded, and rounded, anew.
             texts = {"text": pipeline.encode_text([job.prompt])}
             if job.negative:
-                texts["negative"] = pipeline.encode_negative([job.negative], [job.prompt])
+                mended = job.settings.is_mended
+                texts["negative"] = pipeline.encode_negative([job.negative], [job.prompt], is_mended=mended)
         tensors = {
             f"{name}.{part}": getattr(text, part).cpu().contiguous()
             for name, text in texts.items()

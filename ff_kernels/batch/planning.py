@@ -70,6 +70,8 @@ class _Planner:
             "weights": {s: self._weights[s] for s in ("text_encoder", "projection", "tokenizer") if s in self._weights},
             **self._how,
         }
+        if negative and settings.is_mended:
+            text["mended"] = True
         if "projection" not in text["weights"]:
             text["weights"]["keyframe"] = self._weights["keyframe"]
         used = {"text_encoder", "projection", "tokenizer", "keyframe", decoder or pipeline.release.decoder}

@@ -86,10 +86,10 @@ def run_batch_command(options: argparse.Namespace) -> int:
             options.prompts, options.output, model=model, defaults=defaults, workers=workers,
             retry_failed=options.retry_failed, watch=line,
         )  # fmt: skip
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         line.end()
         print("fusionframes: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return getattr(error, "status", EXIT_INTERRUPTED)
     line.end()
     print(
         f"{options.output}: {result.done} of {result.total} clips, {result.made} of them now, {result.failed} failed, "

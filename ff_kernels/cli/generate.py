@@ -8,11 +8,13 @@ from typing import Any
 from ..errors import InputError
 from ..stages.releases import DEMO_GUIDANCE_SCALE, MOTION_SCORES, V10, V11
 from . import options as shared
+from .console import say
+from .files import check_kept, check_picture, frame_names, place_of
 from .progress import Bars
 from .sampling import add_sampling_options, chosen_sampling
 
 _SWITCHES = {
-    "--mend": "mend the releases' mistakes that show: seams, black bars, 8-bit steps, uniform noise",
+    "--mend": "mend the releases' mistakes that show: seams, black bars, 8-bit steps, uniform noise, cut negatives",
     "--low-memory": "run guidance branches one by one and free every network after its stage",
     "--strict": "keep the networks as released instead of folding linear layers",
     "--no-graphs": shared.NO_GRAPHS,
@@ -63,21 +65,32 @@ def add_clip_options(parser: argparse.ArgumentParser) -> None:
 def run_generate(options: argparse.Namespace) -> int:
     """Make a video file."""
     from ..media.pictures import read_image, write_image
-    from ..media.sheet import contact_sheet
+    from ..media.sheet import contact_sheet, sheet_size
     from ..media.video import check_output
+    from ..pipeline.prompts import require_prompts
     from ..pipeline.settings import describe_sampling, sampling_warnings
     from ..pipeline.writing import write_clip
 
     check_output(options.output)
+    read = [path for path in (options.image, options.model) if path is not None]
+    frames = frame_names(options.output)
+    if frames is None:
+        check_kept(options.output, "output", read)
+    elif options.image is not None and frames.fullmatch(str(place_of(options.image))):
+        raise InputError(f"the frames would overwrite the picture '{options.image}': choose another output")
     if options.storyboard is not None:
-        shared.check_picture(options.storyboard, "storyboard")
-    if not options.prompt.strip():
-        raise InputError("expected a prompt, got an empty text: describe what the video shows")
+        check_picture(options.storyboard, "storyboard")
+        check_kept(options.storyboard, "storyboard", [*read, *([options.output] if frames is None else [])])
+        if frames is not None and frames.fullmatch(str(place_of(options.storyboard))):
+            raise InputError(f"the storyboard would overwrite the frame '{options.storyboard}': choose another name")
+    require_prompts([options.prompt, *filter(None, [options.negative])])
     picture = None if options.image is None else read_image(options.image)
     pipeline = _open_pipeline(options)
     settings = pipeline.resolve(clip_settings(options))
     for text in sampling_warnings(settings, pipeline.release):
         print(f"warning: {text}", file=sys.stderr)
+    if options.storyboard is not None:
+        sheet_size(settings.keyframes, settings.height, settings.width, suffix=options.storyboard.suffix)
     decoder = {None: None, "image": "movq", "video": "video_movq"}[options.decoder]
     with Bars() as bars:
         clip, written = write_clip(
@@ -89,11 +102,11 @@ def run_generate(options: argparse.Namespace) -> int:
         spacing = (len(clip.latents) - 1) / max(1, len(keyframes) - 1) / clip.fps
         write_image(contact_sheet(keyframes, times=[i * spacing for i in range(len(keyframes))]), options.storyboard)
     where = written[0] if len(written) == 1 else f"{written[0]} .. {written[-1].name}"
-    print(
+    say(
         f"{where}: {len(clip.latents)} frames of {settings.width} x {settings.height} at {clip.fps:g} frames per "
         f"second, seed {settings.seed}, {describe_sampling(settings)}"
     )
-    print(
+    say(
         ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in clip.seconds.items())
         + f", {sum(clip.seconds.values()):.1f} s in all; peak memory {_peak_memory(pipeline.device)}"
     )

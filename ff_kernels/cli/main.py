@@ -1,7 +1,6 @@
 """The command line ``fusionframes``: generate, batch, verify, convert, info, evaluate, bench."""
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -9,6 +8,7 @@ from collections.abc import Callable, Sequence
 from .. import __version__
 from ..errors import FusionFramesError, InputError
 from .batch import add_batch
+from .console import Ended, drop_output, ending_by_signals, spell_anything
 from .generate import add_generate
 from .measuring import add_bench, add_evaluate, add_verify
 from .options import FLAGS
@@ -41,20 +41,22 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: objec
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     warnings.showwarning = _show_warning
+    spell_anything()
     try:
-        options = build_parser().parse_args(arguments)
-        run: Callable[[argparse.Namespace], int] = options.run
-        return run(options)
+        with ending_by_signals():
+            options = build_parser().parse_args(arguments)
+            run: Callable[[argparse.Namespace], int] = options.run
+            return run(options)
     except FusionFramesError as error:
         flag = FLAGS.get(getattr(error, "setting", None))
         print(f"fusionframes: {error}{f' ({flag})' if flag else ''}", file=sys.stderr)
         return EXIT_ERROR
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("fusionframes: interrupted; nothing was written", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return error.status if isinstance(error, Ended) else EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe (head, less) left: not an error, but Python would report it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return EXIT_ERROR
     except (MemoryError, RuntimeError) as error:
         # torch reports an exhausted device as a RuntimeError of its own; any other one is a defect to be seen.

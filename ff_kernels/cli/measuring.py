@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import InputError
 from . import options as shared
+from .files import check_folder, check_kept, check_picture
 from .progress import Bars
 from .quality import add_quality_options, run_quality
 
@@ -96,7 +97,7 @@ def run_bench(options: argparse.Namespace) -> int:
         return 0
     workloads = runner.choose(options.workload)
     if options.history is not None:
-        shared.check_folder(options.history)
+        check_folder(options.history)
     for workload in workloads:
         result = runner.measure(workload, options.repeats, uses_graphs=not options.no_graphs)
         print(json.dumps(asdict(result)) if options.json else runner.describe(result, workload), flush=True)
@@ -118,7 +119,9 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from ..runtime.devices import choose_device
 
     if options.plot is not None:
-        shared.check_picture(options.plot, "plot")
+        check_picture(options.plot, "plot")
+        networks = (options.lpips, options.i3d, options.inception)
+        check_kept(options.plot, "plot", (options.reference, options.folder, *filter(None, networks)))
     device = choose_device(options.device)
     loaders = {"lpips": load_lpips, "i3d": load_i3d, "inception": load_inception}
     files = {name: getattr(options, name) for name in loaders}

@@ -1,9 +1,6 @@
-"""What several commands ask for: numbers' types, devices, sizes that shapes cannot tell, files to write."""
+"""What several commands ask for: numbers' types, devices, sizes that shapes cannot tell."""
 
 import argparse
-from pathlib import Path
-
-from ..errors import InputError
 
 DTYPES = ("float32", "float16", "bfloat16")
 # What the engine calls a setting, and what the command line does.
@@ -22,16 +19,3 @@ def overrides(options: argparse.Namespace) -> dict[str, int]:
     """Return what the user said of a weights file."""
     given = {"head_dim": options.head_dim, "groups": options.groups}
     return {key: value for key, value in given.items() if value is not None}
-
-
-def check_folder(path: Path) -> None:
-    """Refuse a file whose folder is missing."""
-    if not path.parent.is_dir():
-        raise InputError(f"expected a folder to write '{path.name}' into, found none at '{path.parent}': create it")
-
-
-def check_picture(path: Path, what: str) -> None:
-    """Refuse a picture that cannot be written."""
-    check_folder(path)
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise InputError(f"expected a {what} that ends in .png, .jpg or .webp, got '{path}': change its suffix")

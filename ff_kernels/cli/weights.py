@@ -6,6 +6,8 @@ from typing import Any
 
 from ..errors import InputError
 from . import options as shared
+from .console import say
+from .files import check_folder, check_kept
 
 _NEEDS = {
     "keyframe": "a T5 text encoder with its projection, and a MoVQ; interpolation for more than 2 frames per second",
@@ -45,10 +47,11 @@ def run_convert(options: argparse.Namespace) -> int:
 
     from ..checkpoints.conversion import convert
 
-    shared.check_folder(options.target)
+    check_folder(options.target)
+    check_kept(options.target, "target", [options.source])
     dtype = getattr(torch, options.dtype) if options.dtype else None
     kind = convert(options.source, options.target, dtype=dtype, overrides=shared.overrides(options))
-    print(f"{options.target}: {kind.title}, {options.target.stat().st_size / 1e9:.2f} GB")
+    say(f"{options.target}: {kind.title}, {options.target.stat().st_size / 1e9:.2f} GB")
     return 0
 
 
@@ -64,7 +67,7 @@ def run_info(options: argparse.Namespace) -> int:
         from ..runtime.devices import describe_devices
 
         for device_type, state in describe_devices():
-            print(f"{device_type:5} {state}; runs {', '.join(backends_of(device_type))}")
+            print(f"{device_type:5} {state}; implementations: {', '.join(backends_of(device_type))}")
         for operation, backend, state in describe_backends():
             print(f"{operation:18} {backend:8} {state}")
         return 0

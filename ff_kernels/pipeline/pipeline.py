@@ -2,29 +2,32 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoints.folder import ModelFiles, find_models
 from ..checkpoints.folding import Parity
 from ..checkpoints.loading import Loaded
 from ..errors import InputError
-from ..media.pictures import fit_as_released, fit_covering
-from ..runtime.budget import fits, step_bytes
+from ..media.pictures import fit_as_released, fit_covering, to_rgb
+from ..runtime.budget import ENCODE
 from ..runtime.clock import Clock, Progress
-from ..runtime.devices import free_bytes
 from ..runtime.graph import CudaCapture, Graphs
+from ..runtime.plan import Budget
 from ..sampling.noise import KEYFRAMES, PICTURE, Noise, SeededNoise, stage_seeds
 from ..sampling.samplers import Callback
 from ..stages.decoding import blend_overlap, decode_chunks, join_chunks
-from ..stages.interpolation import interpolate_passes
+from ..stages.interpolation import GAP_STAGES, interpolate_passes
 from ..stages.keyframes import FirstFrame, sample_keyframes, sample_picture
 from ..stages.releases import RELEASES
 from ..stages.run import Run, Text
 from .clip import Clip, LatentClip
+from .decoder import NarrowDecoder
+from .needs import Batch, MovqNeed, decoding_need, interpolation_batch, keyframe_batch, unet_need
 from .networks import Networks
 from .prompts import Prompts
 from .settings import LEVELS, Settings, resolve_settings
@@ -46,18 +49,19 @@ class Pipeline:
             function up to rounding (``folding.fold``).
         uses_graphs: on a CUDA device, record a sampling step once and replay it (``runtime.graph``).
         defaults: settings to start from where the caller's are None.
+        budget: what the networks may use of the device and of main memory; default: what is free.
     """
 
     def __init__(
         self, models: ModelFiles, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
         keeps_networks: bool = True, parity: Parity = "fast", uses_graphs: bool = True,
-        defaults: Settings | None = None,
+        defaults: Settings | None = None, budget: Budget | None = None,
     ) -> None:  # fmt: skip
         self.models, self.device, self.dtype = models, torch.device(device), dtype
         self.family, self.release = models.family, RELEASES[models.family]
         self.uses_graphs = uses_graphs and self.device.type == "cuda"
         self.defaults = defaults or Settings(fps="low", width=512, height=512)
-        self.networks = Networks(models, self.device, dtype, parity, keeps_all=keeps_networks)
+        self.networks = Networks(models, self.device, dtype, parity, keeps_all=keeps_networks, budget=budget)
         self.prompts = Prompts(self.networks)
 
     @classmethod
@@ -95,22 +99,26 @@ class Pipeline:
         """Encode one prompt per clip; an empty one is an ``InputError``."""
         return self.prompts.encode(prompts)
 
-    def encode_negative(self, negatives: Sequence[str], prompts: Sequence[str]) -> Text:
-        """Encode negative prompts as release 1.0 does: cut to each prompt's length, under the prompt's mask."""
-        return self.prompts.encode_negative(negatives, prompts)
+    def encode_negative(self, negatives: Sequence[str], prompts: Sequence[str], *, is_mended: bool = False) -> Text:
+        """Encode negative prompts: cut to each prompt's length as in release 1.0, or mended, whole."""
+        return self.prompts.encode_negative(negatives, prompts, is_mended=is_mended)
 
-    def _run(
-        self, stage: str, settings: Settings, noise: Noise, callback: Callback | None, *, samples: int,
-        size: tuple[int, int],
-    ) -> Run:  # fmt: skip
-        """Return how a stage runs: ``samples`` of ``size`` latents of all clips with all guidance branches stacked."""
-        is_stacked, unet = settings.is_stacked, self.network(stage).network
-        if is_stacked is None:
-            needed = step_bytes(samples, size, unet.config.model_channels, self.dtype.itemsize)
-            is_stacked = fits(needed, free_bytes(self.device))
-        graphs = Graphs(CudaCapture(self.device)) if self.uses_graphs else None
+    @contextmanager
+    def _running(
+        self, stage: str, settings: Settings, batch: Batch
+    ) -> Iterator[tuple[nn.Module, Callable[[Noise, Callback | None], Run]]]:
+        """Yield the network of a stage, ready to run, and what makes a ``Run`` of a noise source and a callback."""
         plan = settings.plan if stage == "keyframe" else settings.interpolation_plan
-        return Run(noise, is_stacked, callback, self.networks.conditioner(stage), graphs, plan)
+        held = self.networks.placed(stage, lambda unet: unet_need(unet, batch, self.dtype, settings.is_stacked))
+
+        def make_run(noise: Noise, callback: Callback | None) -> Run:
+            # A graph replays no hooks, so that blocks which pass through would keep the weights of its recording.
+            records = self.uses_graphs and not held.plan.streamed
+            graphs = Graphs(CudaCapture(self.device)) if records else None
+            return Run(noise, held.plan.is_stacked, callback, graphs=graphs, plan=plan)
+
+        with held.running:
+            yield held.network, make_run
 
     @torch.inference_mode()
     def sample_keyframes(
@@ -127,43 +135,45 @@ class Pipeline:
             callback: see ``sample_latents``.
         """
         clips, size = text.context.shape[0], self._latent_size(settings)
-        run = self._run(
-            "keyframe", settings, SeededNoise(stage_seeds(settings.seed, clips, KEYFRAMES)), callback,
-            samples=clips * (3 if self.release.reads_image else 2) * settings.keyframes, size=size,
-        )  # fmt: skip
+        noise = SeededNoise(stage_seeds(settings.seed, clips, KEYFRAMES))
         start = None if first_frame is None else FirstFrame(
             first_frame, settings.image_guidance, settings.motion_score, settings.noise_level, not settings.is_mended
         )  # fmt: skip
-        return sample_keyframes(
-            self.network("keyframe").network, text,
-            negative or text.unconditional(self.networks.null_embedding("keyframe")), run,
-            keyframes=settings.keyframes, size=size, first_frame=start, guidance_scale=settings.guidance_scale,
-            steps=settings.steps,
-        )  # fmt: skip
+        null = negative or text.unconditional(self.networks.null_embedding("keyframe"))
+        with self._running("keyframe", settings, keyframe_batch(settings, self.release, clips, size)) as (
+            unet,
+            make_run,
+        ):
+            return sample_keyframes(
+                unet, text, null, make_run(noise, callback), keyframes=settings.keyframes, size=size,
+                first_frame=start, guidance_scale=settings.guidance_scale, steps=settings.steps,
+            )  # fmt: skip
 
     @torch.inference_mode()
     def sample_picture(self, text: Text, settings: Settings, callback: Callback | None = None) -> Tensor:
         """Return a first frame ``[2H, 2W, 3]`` in 0..1 drawn from text, release 1.1."""
-        loaded = self.network("keyframe")
         # Release 1.1: the first frame is drawn at twice the size asked for (latent side height // 4).
         size = tuple(2 * side for side in self._latent_size(settings))
         noise = SeededNoise(stage_seeds(settings.seed, 1, PICTURE))
-        run = self._run("keyframe", settings, noise, callback, samples=2, size=size)
-        latents = sample_picture(
-            loaded.network, text, text.unconditional(self.networks.null_embedding("keyframe")), run, size=size,
-            guidance_scale=settings.guidance_scale, steps=settings.steps,
-        )  # fmt: skip
+        batch = Batch(1, 2, 2, size, settings.steps or self.release.keyframe.steps)
+        null = text.unconditional(self.networks.null_embedding("keyframe"))
+        with self._running("keyframe", settings, batch) as (unet, make_run):
+            latents = sample_picture(
+                unet, text, null, make_run(noise, callback), size=size, guidance_scale=settings.guidance_scale,
+                steps=settings.steps,
+            )  # fmt: skip
         # The last names of a network that low memory wants freed before the next one is loaded.
-        del loaded, run
-        return next(decode_chunks(self.network("movq").network, latents.float()))[0].permute(1, 2, 0).cpu()
+        del unet, make_run
+        return next(self._decoded("movq", latents))[0].permute(1, 2, 0).cpu()
 
     @torch.inference_mode()
     def encode_picture(self, picture: Tensor, settings: Settings) -> Tensor:
-        """Return latents ``[1, 4, h, w]`` of a picture ``[H, W, 3]`` in 0..1 of any size."""
+        """Return latents ``[1, 4, h, w]`` of a picture ``[H, W, C]`` in 0..1 of any size, see ``to_rgb``."""
         fit = fit_covering if settings.is_mended else fit_as_released
-        pixels = fit(picture, settings.width, settings.height).permute(2, 0, 1)[None] * 2 - 1
+        pixels = fit(to_rgb(picture), settings.width, settings.height).permute(2, 0, 1)[None] * 2 - 1
         stage = "movq" if "movq" in self.models.files else "video_movq"
-        return self.network(stage).network.encode(pixels.to(self.device))
+        network, plan = self.networks.movq(stage, MovqNeed(ENCODE, 1, tuple(pixels.shape[-2:])))
+        return network.encode(pixels.to(self.device, plan.dtype)).float()
 
     @torch.inference_mode()
     def interpolate(
@@ -180,16 +190,17 @@ class Pipeline:
             text: the prompts, release 1.1.
             callback: see ``sample_latents``.
         """
-        stage = self.gap_stage
-
-        def make_run(noise: Noise, samples: int) -> Run:
-            return self._run(stage, settings, noise, callback, samples=samples, size=tuple(keyframes.shape[-2:]))
-
-        return interpolate_passes(
-            self.network(stage).network, keyframes.to(self.device), text, self.networks.null_embedding(stage), make_run,
-            seed=settings.seed, passes=passes, first=first, guidance_scale=settings.interpolation_guidance,
-            steps=settings.interpolation_steps,
-        )  # fmt: skip
+        stage, clips, size = self.gap_stage, keyframes.shape[0], tuple(keyframes.shape[-2:])
+        # The last pass is the largest.
+        gaps = (keyframes.shape[1] - 1) * 4 ** (passes - 1)
+        batch = interpolation_batch(settings, self.release, clips, gaps, GAP_STAGES[stage][1], size)
+        with self._running(stage, settings, batch) as (unet, make_run):
+            return interpolate_passes(
+                unet, keyframes.to(self.device), text, self.networks.null_embedding(stage),
+                lambda noise, samples: make_run(noise, callback), seed=settings.seed, passes=passes, first=first,
+                guidance_scale=settings.interpolation_guidance,
+                steps=settings.interpolation_steps,
+            )  # fmt: skip
 
     def decode(self, latents: Tensor, settings: Settings, **options: Any) -> Tensor:
         """Return frames ``[F, H, W, 3]`` in 0..1 of one clip's latents ``[F, 4, h, w]``, on the CPU.
@@ -211,14 +222,30 @@ class Pipeline:
             decoder: "movq" or "video_movq"; default the release's.
             should_stop: see ``decoding.decode``.
         """
-        network = self.network(decoder or self.release.decoder).network
-        blends = settings.is_mended and network.config.is_video
-        chunks = decode_chunks(
-            network, latents.to(self.device).float(), shared_map=self.release.shares_map and not settings.is_mended,
-            overlap=blend_overlap(len(latents)) if blends else 0, should_stop=should_stop,
+        stage = decoder or self.release.decoder
+        is_mended = settings.is_mended
+        chunks = self._decoded(
+            stage, latents, shared_map=self.release.shares_map and not is_mended, blends=is_mended,
+            should_stop=should_stop,
         )  # fmt: skip
         for frames in chunks:
             yield frames.permute(0, 2, 3, 1).cpu()
+
+    def _decoded(
+        self, stage: str, latents: Tensor, *, shared_map: bool = False, blends: bool = False,
+        should_stop: Callable[[int, int], bool | None] | None = None,
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """Yield frames ``[k, 3, H, W]`` in 0..1 of one clip's latents, on the device."""
+        config = self.models.require(stage)[1].config
+        size = tuple(side * config.factor for side in latents.shape[-2:])
+        network, plan = self.networks.movq(stage, decoding_need(config, len(latents), size, shared_map))
+        if plan.dtype is not torch.float32:
+            network = NarrowDecoder(network, plan.dtype, self.device)
+        overlap = blend_overlap(len(latents), plan.chunk) if blends and config.is_video else 0
+        yield from decode_chunks(
+            network, latents.to(self.device).float(), chunk=plan.chunk, shared_map=shared_map, overlap=overlap,
+            should_stop=should_stop,
+        )  # fmt: skip
 
     def generate(self, prompt: str, settings: Settings | None = None, **options: Any) -> Clip:
         """Make one clip; arguments and errors as in ``sample``."""
@@ -257,8 +284,10 @@ class Pipeline:
         clock = Clock(progress, {})
         with clock("text"):
             if texts is None:
-                text = self.encode_text([prompt])
-                texts = text, self.encode_negative([negative], [prompt]) if negative else None
+                texts = self.encode_text([prompt]), None
+                if negative:
+                    mended = settings.is_mended
+                    texts = texts[0], self.encode_negative([negative], [prompt], is_mended=mended)
         text, negatives = texts
         first_frame = None
         if self.release.reads_image:

@@ -9,7 +9,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..models.text_encoder import project_context
 from ..stages.run import Text
-from ..stages.tokenizer import MAX_TOKENS, Tokenizer, pad_tokens
+from ..stages.tokenizer import MAX_TOKENS, Tokenizer, check_unicode, pad_tokens
+from .needs import text_need
 from .networks import Networks
 
 
@@ -31,10 +32,23 @@ class Prompts:
         return self._text([self._tokens(prompt) for prompt in prompts])
 
     @torch.inference_mode()
-    def encode_negative(self, negatives: Sequence[str], prompts: Sequence[str]) -> Text:
-        """Encode negative prompts as release 1.0 does: cut to each prompt's length, under the prompt's mask."""
+    def encode_negative(self, negatives: Sequence[str], prompts: Sequence[str], *, is_mended: bool = False) -> Text:
+        """Encode negative prompts as release 1.0 does: cut to each prompt's length, under the prompt's mask.
+
+        A warning counts what is cut off; ``is_mended`` keeps each whole, under its own mask.
+        """
+        if is_mended:
+            return self.encode(negatives)
         lengths = [self._tokens(prompt).shape[1] for prompt in prompts]
         rows = [self._tokenizer.encode_negative(text, n) for text, n in zip(negatives, lengths, strict=True)]
+        for text, length in zip(negatives, lengths, strict=True):
+            cut = self._tokenizer.count_cut(text, length)
+            if cut:
+                warnings.warn(
+                    f"the negative prompt is cut to the {length} tokens of the prompt, as in release 1.0: the last "
+                    f"{cut} of its {length + cut} tokens are dropped; mend the release's mistakes to keep it whole",
+                    stacklevel=3,
+                )
         return self._text(rows)
 
     def _tokens(self, prompt: str) -> Tensor:
@@ -44,7 +58,10 @@ class Prompts:
 
     def _text(self, rows: list[Tensor]) -> Text:
         ids, mask = (each.to(self.networks.device) for each in pad_tokens(rows))
-        hidden = self.networks.get("text_encoder").network(ids, mask)
+        dtype = self.networks.dtype_of("text_encoder")
+        held = self.networks.placed("text_encoder", lambda network: text_need(network.config, len(ids), dtype))
+        with held.running:
+            hidden = held.network(ids, mask)
         is_bad = ~hidden.isfinite().all(dim=2).all(dim=1)
         if is_bad.any():
             # Release 1.0: a prompt whose encoding overflows becomes an empty context; we say so.
@@ -56,10 +73,12 @@ class Prompts:
 
 
 def require_prompts(prompts: Sequence[str]) -> None:
-    """Refuse empty prompts.
+    """Refuse prompts that say nothing or cannot be read.
 
     Raises:
-        InputError: if one has no text.
+        InputError: if one has no text or is no valid Unicode.
     """
+    for prompt in prompts:
+        check_unicode(prompt)
     if not all(prompt.strip() for prompt in prompts):
         raise InputError("expected a prompt, got an empty text: describe what the video shows")

@@ -47,7 +47,8 @@ def choose_device(name: str | None = None) -> torch.device:
         return torch.device(first_present())
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        # A device without memory, such as meta, holds tensors and computes nothing.
+        torch.empty(1, device=device).fill_(1).item()
     # What torch raises for a device that is missing depends on the device.
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         present = ", ".join(filter(is_present, ORDER))

@@ -171,13 +171,14 @@ def make_schedule_from_sigmas(sigmas: Tensor) -> Schedule:
         sigmas: ``[S + 1]`` falling ratios noise / signal; where the last is 0, as usual, the last step adds no noise.
 
     Returns:
-        S steps; ``timesteps`` counts them down, since the host tells its network the timestep itself.
+        S steps, none for one sigma, after which sampling returns its start; ``timesteps`` counts them down, since the
+        host tells its network the timestep itself.
 
     Raises:
-        InputError: if there is no step.
+        InputError: if there is no sigma.
     """
-    if sigmas.ndim != 1 or len(sigmas) < 2:
-        raise InputError(f"expected two or more sigmas, got {list(sigmas.shape)}: ask the schedule for more steps")
+    if sigmas.ndim != 1 or not len(sigmas):
+        raise InputError(f"expected one or more sigmas, got {list(sigmas.shape)}: ask the schedule for more steps")
     bars = 1 / (1 + sigmas.cpu().double().square())
     steps = len(bars) - 1
     counts = torch.arange(steps - 1, -1, -1)

@@ -9,7 +9,7 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 
 MAX_TOKENS = 128
 
@@ -49,8 +49,12 @@ class Tokenizer:
             ) from error
 
     def encode(self, text: str, max_tokens: int = MAX_TOKENS, *, warns: bool = True) -> Tokens:
-        """Tokenize a prompt; one that is too long is cut, by default with a warning that counts what was dropped."""
-        ids = self.processor.encode(text)
+        """Tokenize a prompt; one that is too long is cut, by default with a warning that counts what was dropped.
+
+        Raises:
+            InputError: if the text is no valid Unicode.
+        """
+        ids = self._pieces(text)
         dropped = max(0, len(ids) + 1 - max_tokens)
         if dropped and warns:
             warnings.warn(
@@ -70,9 +74,31 @@ class Tokenizer:
             ``[1, length]``, padded with 0 where shorter; the positive mask is used for it
             (models/RELEASES.md, "Negative prompt under the prompt's mask").
         """
-        ids = [*self.processor.encode(text), self.processor.eos_id()][:length]
-        ids[-1] = self.processor.eos_id()
+        ids = [*self._pieces(text)[: length - 1], self.processor.eos_id()]
         return torch.tensor([ids + [0] * (length - len(ids))])
+
+    def count_cut(self, text: str, length: int) -> int:
+        """Return how many tokens of a negative prompt ``encode_negative`` cuts off."""
+        return max(0, len(self._pieces(text)) + 1 - length)
+
+    def _pieces(self, text: str) -> list[int]:
+        check_unicode(text)
+        return self.processor.encode(text)
+
+
+def check_unicode(text: str) -> None:
+    """Refuse halves of characters, which bytes of another encoding become on their way from a terminal.
+
+    Raises:
+        InputError: naming the place.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"expected a prompt in valid Unicode, got half a character at place {error.start + 1} of {len(text)}: "
+            "write it again, in UTF-8"
+        ) from error
 
 
 def pad_tokens(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """Tokenizer, T5 encoder and text projection as core's CLIP."""
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -38,9 +37,8 @@ class CoreTokenizer:
 
     def tokenize_negative(self, text: str, length: int) -> Tokens:
         """Return a negative prompt cut to its prompt's length, as release 1.0 does, and how many tokens that drops."""
-        whole = self.tokenizer.encode(text, max_tokens=sys.maxsize, warns=False).ids.shape[1]
-        ids = self.tokenizer.encode_negative(text, length)
-        return {KEY: ids, "dropped": max(0, whole - length), "is_null": False}
+        ids, dropped = self.tokenizer.encode_negative(text, length), self.tokenizer.count_cut(text, length)
+        return {KEY: ids, "dropped": dropped, "is_null": False}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what core saves beside the weights: the tokenizer and what the weights do not show."""

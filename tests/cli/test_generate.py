@@ -78,7 +78,7 @@ class ArrivedError(Exception):
 
 OPTIONS = """--model M --fps medium --width 72 --height 48 --steps 7 --guidance 1.5 --image-guidance 2.5
 --motion extreme --interpolation-guidance 0.3 --keyframes 4 --seed 11 --mend --low-memory --strict --no-graphs
---dtype bfloat16 --device cpu --negative red --decoder video"""
+--dtype bfloat16 --device cpu --negative red --decoder video --interpolation-steps 6"""
 
 
 def test_generate_options_reach_the_model(tmp_path, monkeypatch):
@@ -90,7 +90,8 @@ def test_generate_options_reach_the_model(tmp_path, monkeypatch):
             super().__init__(models, **options)
 
         def resolve(self, settings):
-            return given.setdefault("settings", settings)
+            given["settings"] = settings
+            return super().resolve(settings)
 
         def sample(self, prompt, settings, **options):
             options.pop("progress")
@@ -109,10 +110,11 @@ def test_generate_options_reach_the_model(tmp_path, monkeypatch):
         "settings": Settings(
             fps="medium", width=72, height=48, steps=7, guidance_scale=1.5, image_guidance=2.5,
             interpolation_guidance=0.3, motion_score=100, keyframes=4, seed=11, is_mended=True, is_stacked=False,
+            interpolation_steps=6,
         ),
     }  # fmt: skip
     assert all(value != getattr(Settings(), name) for name, value in vars(given["settings"]).items()
-               if name != "noise_level")  # fmt: skip
+               if name not in ("noise_level", "preset", "solver", "interpolation_solver", "guided"))  # fmt: skip
 
 
 def test_generate_says_which_steps_were_taken_and_warns_of_too_few_as_released(tmp_path, capsys):

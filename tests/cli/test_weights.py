@@ -1,5 +1,6 @@
 from fusionframes.ff_kernels.cli.main import main
 from fusionframes.ff_kernels.demo import WEIGHTS
+from fusionframes.ff_kernels.runtime.devices import ORDER
 
 
 def test_convert_and_info_describe_the_demo_files(tmp_path, capsys):
@@ -21,3 +22,12 @@ def test_convert_and_info_describe_the_demo_files(tmp_path, capsys):
     assert "absent.pt" in capsys.readouterr().err
     assert main(["convert", str(source), str(tmp_path / "x.bin")]) == 2
     assert not (tmp_path / "x.bin").exists()
+
+
+def test_info_tells_what_every_device_computes_in_and_is_served_by(capsys):
+    assert main(["info", "--backends"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "implementations:" in line]
+    assert [line.split()[0] for line in lines] == list(ORDER)
+    served = {line.split()[0]: line.rpartition(": ")[2] for line in lines}
+    assert served == {"cuda": "triton, eager", "mps": "eager", "xpu": "eager", "npu": "eager", "cpu": "cpu, eager"}
+    assert all(("computes in float32" in line) is not ("not found" in line) for line in lines)

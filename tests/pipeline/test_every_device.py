@@ -25,12 +25,12 @@ def assert_same_clip(make, **options):
 
 @pytest.mark.parametrize("parity", ["strict", "fast"])
 def test_demo_gives_the_clip_of_the_cpu(parity):
-    settings = Settings(fps="medium", steps=2, num_frames=3)
+    settings = Settings(fps="medium", steps=2, keyframes=3)
     assert_same_clip(lambda **to: demo_pipeline(parity=parity, **to), settings=settings, negative="a red circle")
 
 
 def test_demo_decodes_by_video_and_in_little_memory_as_the_cpu_does():
-    settings = Settings(fps="low", steps=2, num_frames=6, is_mended=True, is_stacked=False)
+    settings = Settings(fps="low", steps=2, keyframes=6, is_mended=True, is_stacked=False)
     assert_same_clip(lambda **to: demo_pipeline(keeps_networks=False, **to), settings=settings, decoder="video_movq")
 
 
@@ -43,7 +43,7 @@ def test_release_v11_gives_the_clip_of_the_cpu(tmp_path):
 def test_memory_of_a_run_is_given_back():
     before = soroban.LEDGER.alive
     pipeline = demo_pipeline(device=soroban.NAME)
-    pipeline.generate(PROMPT, Settings(fps="low", steps=1, num_frames=2))
+    pipeline.generate(PROMPT, Settings(fps="low", steps=1, keyframes=2))
     assert soroban.LEDGER.peak > soroban.LEDGER.alive > before
     del pipeline
     assert soroban.LEDGER.alive == before

@@ -4,10 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusionframes.ff_kernels.errors import InputError
+from fusionframes.ff_kernels.sampling.noise import SeededNoise
+from fusionframes.ff_kernels.sampling.samplers import sample_ddpm
 from fusionframes.ff_kernels.sampling.schedule import (
     TRAIN_STEPS,
     alphas_cumprod_v11,
     cosine_betas,
+    make_schedule_from_sigmas,
     make_schedule_v10,
     make_schedule_v11,
     posterior_tables_v10,
@@ -106,3 +109,13 @@ def test_make_schedule_step_count_out_of_range_is_named(steps):
 def test_make_schedule_v11_unknown_spacing_is_named():
     with pytest.raises(InputError, match="linspace"):
         make_schedule_v11(10, "linspace")
+
+
+def test_schedule_of_one_sigma_has_no_step_and_sampling_returns_its_start():
+    schedule = make_schedule_from_sigmas(torch.tensor([7.0]))
+    assert len(schedule) == 0
+    x = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    out = sample_ddpm(lambda x, step: pytest.fail("a step ran"), x, schedule, SeededNoise([1, 2]))
+    assert torch.equal(out, x)
+    with pytest.raises(InputError, match="one or more sigmas"):
+        make_schedule_from_sigmas(torch.tensor([]))

@@ -16,7 +16,7 @@ from support.tiny import (
 
 from fusionframes.ff_kernels.errors import InputError
 from fusionframes.ff_kernels.runtime.graph import Graphs
-from fusionframes.ff_kernels.runtime.parking import Parked
+from fusionframes.ff_kernels.runtime.streaming import Visiting, places_of
 from fusionframes.ff_kernels.sampling.noise import FIRST_PASS, SECOND_PASS, SeededNoise, stage_seeds
 from fusionframes.ff_kernels.sampling.samplers import Stopped, add_noise
 from fusionframes.ff_kernels.sampling.schedule import make_schedule_v10, make_schedule_v11
@@ -140,18 +140,20 @@ def test_a_network_is_told_the_times_it_learnt_its_levels_under(offset, told):
 
 
 class OnlyWhilePreparing:
-    """Weights of the conditioner exist inside the block; outside they are on the meta device, without values."""
+    """Weights of the conditioner are at hand inside the block; outside they are on the meta device, without values."""
 
     def __init__(self, network):
-        self.away, self.entered = Parked(network.conditioner_modules(), "meta"), 0
-        self.away.__enter__()
+        modules, self.entered = network.conditioner_modules(), 0
+        self.visiting = Visiting([(module, places_of(module)) for module in modules], torch.device("cpu"))
+        for module in modules:
+            module.to("meta")
 
     def __enter__(self):
-        self.away.__exit__()
+        self.visiting.__enter__()
         self.entered += 1
 
     def __exit__(self, *error):
-        self.away.__enter__()
+        self.visiting.__exit__(*error)
 
 
 @pytest.mark.parametrize(("name", "stacked"), RUNS)
