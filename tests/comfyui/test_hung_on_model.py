@@ -103,8 +103,8 @@ def test_the_interpolation_says_that_it_mixes_branches_by_itself(core, demo, pla
     assert any("do not read: guidance function;" in record.getMessage() for record in caplog.records)
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_compute_dtype_is_that_of_every_sampler_and_of_no_other_graph(core, demo, prompts, plain, dtype):
+@pytest.mark.parametrize(("dtype", "most"), [("fp16", 0.1), ("bf16", 0.6)])
+def test_compute_dtype_is_that_of_every_sampler_and_of_no_other_graph(core, demo, prompts, plain, dtype, most):
     latent, before = plain
     frames = {"samples": before[keyframes]}
     runs = {
@@ -123,7 +123,7 @@ def test_compute_dtype_is_that_of_every_sampler_and_of_no_other_graph(core, demo
         finally:
             hook.remove()
         assert seen == {wanted}, name
-        assert (near - exact).pow(2).mean().sqrt() < 0.2 * exact.std(), name
+        assert (near - exact).pow(2).mean().sqrt() < most * exact.std(), name
         assert torch.equal(run(own), exact), name
 
 
