@@ -12,7 +12,7 @@ from .progress import Bars
 
 _SWITCHES = {
     "--mend": "mend the releases' mistakes that show: seams, black bars, 8-bit steps, uniform noise",
-    "--low-memory": "run guidance branches one by one and free every network after its stage",
+    "--low-memory": "the smallest plan: branches one by one, weights pass through, every network freed after its stage",
     "--strict": "keep the networks as released instead of folding linear layers",
     "--no-graphs": shared.NO_GRAPHS,
 }
@@ -51,6 +51,7 @@ def add_generate(commands: Any) -> None:
     parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
     for name, what in _SWITCHES.items():
         parser.add_argument(name, action="store_true", help=what)
+    shared.add_budget(parser)
     parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
     parser.set_defaults(run=run_generate)
 
@@ -60,6 +61,7 @@ def run_generate(options: argparse.Namespace) -> int:
     from ..media.pictures import read_image, write_image
     from ..media.sheet import contact_sheet
     from ..media.video import check_output, write_frames
+    from ..pipeline.planning import plan_run
     from ..runtime.clock import Clock
 
     check_output(options.output)
@@ -71,13 +73,15 @@ def run_generate(options: argparse.Namespace) -> int:
     pipeline = _open_pipeline(options)
     settings = pipeline.resolve(_settings(options))
     decoder = {None: None, "image": "movq", "video": "video_movq"}[options.decoder]
+    planned = plan_run(pipeline, settings, decoder=decoder, draws_picture=picture is None)
+    print(f"plan: {'; '.join(stage.phrase() for stage in planned)}", file=sys.stderr)
     with Bars() as bars:
         clip = pipeline.sample(
             options.prompt, settings, negative=options.negative, picture=picture, decoder=decoder, progress=bars
         )
         clock = Clock(bars, clip.seconds)
         # Opened before the output is: what goes wrong inside of that counts as a failure to write.
-        pipeline.network(decoder or pipeline.release.decoder)
+        pipeline.decoder(len(clip.latents), settings, decoder)
         with clock("decoding"):
             # Straight to the file: the frames of a long clip would fill the memory that its networks leave.
             chunks = pipeline.decode_chunks(clip.latents, settings, decoder=decoder, should_stop=clock.count)
@@ -102,6 +106,7 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
     from ..demo.model import demo_pipeline
     from ..pipeline.pipeline import Pipeline
     from ..runtime.devices import choose_device, choose_dtype, name_of
+    from ..runtime.plan import Budget
 
     device = choose_device(options.device)
     dtype = choose_dtype(device, options.dtype)
@@ -109,6 +114,7 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
     choices = {
         "device": device, "dtype": dtype, "keeps_networks": not options.low_memory,
         "parity": "strict" if options.strict else "fast", "uses_graphs": not options.no_graphs,
+        "budget": Budget(options.vram, options.ram, options.low_memory),
     }  # fmt: skip
     if options.model is not None:
         return Pipeline.from_folder(options.model, **choices)
