@@ -126,10 +126,10 @@ def _model_options(options: argparse.Namespace) -> Any:
 
 def _local_rank_device() -> str | None:
     """Return the GPU of this process under torchrun, which starts one process per GPU and shows all GPUs to each."""
-    import torch
+    from ..runtime.devices import count_devices
 
     rank = os.environ.get("LOCAL_RANK")
-    return f"cuda:{int(rank)}" if rank is not None and torch.cuda.device_count() > 1 else None
+    return f"cuda:{int(rank)}" if rank is not None and count_devices("cuda") > 1 else None
 
 
 def shard_of(text: str | None, variables: Mapping[str, str]) -> tuple[int, int] | None:
