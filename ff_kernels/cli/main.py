@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("source", type=Path, help=".pt, safetensors, an index of shards, or a folder of them")
     convert.add_argument("target", type=Path, help="file to write, ending in .safetensors")
     convert.add_argument("--dtype", choices=DTYPES, help="dtype of the tensors (default: as stored)")
+    convert.add_argument("--merge", action="append", default=[], metavar="LORA[:STRENGTH]", help="add a LoRA")
     _add_overrides(convert)
     convert.set_defaults(run=run_convert)
     info = commands.add_parser("info", help="say what a weights file is and needs")
@@ -64,11 +65,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="calls behind each median (default 3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     parser.add_argument("--history", type=Path, metavar="FILE", help="append one line of CSV per workload")
-    parser.add_argument(
-        "--record",
-        action="store_true",
-        help="run nothing: count launches, FLOPs, bytes and memory of the full sizes beside the targets",
-    )
+    record = "run nothing: count launches, FLOPs, bytes and memory of the full sizes beside the targets"
+    parser.add_argument("--record", action="store_true", help=record)
     parser.add_argument("--no-graphs", action="store_true", help=_NO_GRAPHS)
     parser.set_defaults(run=run_bench)
 
@@ -104,6 +102,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         help="file to write: .mp4, .webm, .gif, or .png for a numbered sequence",
     )
     parser.add_argument("--model", type=Path, help="folder of released or converted weights (default: the demo model)")
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="add a LoRA; may be given several times"
+    )
     parser.add_argument("--negative", help="what the video should not show (release 1.0)")
     parser.add_argument("--image", type=Path, help="picture to start from (release 1.1)")
     parser.add_argument(
@@ -123,19 +124,12 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of the U-Nets (default: float16 on cuda, else float32)")
     parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
-    parser.add_argument(
-        "--mend",
-        action="store_true",
-        help="mend the releases' mistakes that show: seams, black bars, 8-bit steps, uniform noise",
-    )
-    parser.add_argument(
-        "--low-memory",
-        action="store_true",
-        help="run guidance branches one by one and free every network after its stage",
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="keep the networks as released instead of folding linear layers"
-    )
+    mend = "mend the releases' mistakes that show: seams, black bars, 8-bit steps, uniform noise"
+    parser.add_argument("--mend", action="store_true", help=mend)
+    low = "run guidance branches one by one and free every network after its stage"
+    parser.add_argument("--low-memory", action="store_true", help=low)
+    strict = "keep the networks as released instead of folding linear layers"
+    parser.add_argument("--strict", action="store_true", help=strict)
     parser.add_argument("--no-graphs", action="store_true", help=_NO_GRAPHS)
     parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
     parser.set_defaults(run=run_generate)
@@ -187,6 +181,7 @@ def run_generate(options: argparse.Namespace) -> int:
 def _open_pipeline(options: argparse.Namespace) -> Any:
     import torch
 
+    from ..checkpoints.lora import parse_choice
     from ..demo.model import demo_pipeline
     from ..pipeline.pipeline import Pipeline
 
@@ -198,6 +193,7 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
         "keeps_networks": not options.low_memory,
         "parity": "strict" if options.strict else "fast",
         "uses_graphs": not options.no_graphs,
+        "loras": [parse_choice(text) for text in options.lora],
     }
     if options.model is not None:
         return Pipeline.from_folder(options.model, **choices)
@@ -290,11 +286,13 @@ def run_convert(options: argparse.Namespace) -> int:
     import torch
 
     from ..checkpoints.conversion import convert
+    from ..checkpoints.lora import parse_choice
 
     if not options.target.parent.is_dir():
         raise InputError(f"expected a folder to write into, found none at '{options.target.parent}': create it")
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    kind = convert(options.source, options.target, dtype=dtype, overrides=_overrides(options))
+    merged = [parse_choice(text) for text in options.merge]
+    kind = convert(options.source, options.target, dtype=dtype, overrides=_overrides(options), loras=merged)
     print(f"{options.target}: {kind.title}, {options.target.stat().st_size / 1e9:.2f} GB")
     return 0
 
@@ -314,10 +312,15 @@ def run_info(options: argparse.Namespace) -> int:
         return 0
     if options.file is None:
         raise InputError("info expected a weights file, got none: name one, or ask for --backends or --variant")
-    from ..checkpoints.detection import detect, split_tensors
+    from ..checkpoints.detection import detect, is_lora, split_tensors
     from ..checkpoints.reading import read_contents
 
     contents = read_contents(options.file)
+    if is_lora(contents.tensors):
+        from ..checkpoints.lora import describe_lora, read_lora
+
+        print("\n".join(describe_lora(read_lora(contents.path))))
+        return 0
     kind = detect(contents, _overrides(options))
     network, extras = split_tensors(contents)
     tensors = list({id(tensor): tensor for tensor in (*network.values(), *extras.values())}.values())

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..checkpoints.folder import ModelFiles, find_models
 from ..checkpoints.folding import Parity, require_parity
 from ..checkpoints.loading import Loaded, load_contents
+from ..checkpoints.lora import with_loras
 from ..errors import CheckpointError, InputError
 from ..media.pictures import fit_as_released, fit_covering
 from ..models.masked_unet import GROUP_FRAMES
@@ -49,6 +50,7 @@ class Pipeline:
             function up to rounding (``folding.fold``).
         uses_graphs: on a CUDA device, record a sampling step once and replay it (``runtime.graph``).
         defaults: settings to start from where the caller's are None.
+        loras: files with their strengths, merged into the U-Nets that they were made for.
     """
 
     def __init__(
@@ -61,8 +63,9 @@ class Pipeline:
         parity: Parity = "fast",
         uses_graphs: bool = True,
         defaults: Settings | None = None,
+        loras: Sequence[tuple[str | Path, float]] = (),
     ) -> None:
-        self.models, self.device, self.dtype = models, torch.device(device), dtype
+        self.models, self.device, self.dtype = with_loras(models, loras), torch.device(device), dtype
         self.family = models.family
         require_parity(parity)
         self.keeps_networks, self.parity = keeps_networks, parity

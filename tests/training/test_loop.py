@@ -35,7 +35,7 @@ def draw_nothing(rng, batch):
 
 
 CONFIG = TrainConfig(steps=200, batch=8, learning_rate=0.1, warmup=5, weight_decay=0, ema_decay=0.9)
-CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
+CPU = {"dtype": torch.float32}
 
 
 class NoisyLine(Line):

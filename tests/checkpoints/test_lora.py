@@ -1,0 +1,1 @@
+"""LoRA files: what is read, what merging does to the weights, and what is refused."""
