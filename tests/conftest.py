@@ -1,6 +1,7 @@
 """Shared fixtures; tests import the installed package `fusionframes`, never the folder."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,12 @@ def golden() -> Path:
 def no_gradients():
     with torch.no_grad():
         yield
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say in one line what did not run and why; a skip that nobody reads about looks like a pass."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
+    if reasons:
+        told = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+        terminalreporter.write_line(f"Skipped: {told}")

@@ -1,6 +1,7 @@
 """The house rules: who may import whom, how long a file is, what must not appear."""
 
 import ast
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -12,7 +13,7 @@ ENGINE = ROOT / "ff_kernels"
 SOURCES = [*sorted(p for folder in (ENGINE, ROOT / "nodes") for p in folder.rglob("*.py")), ROOT / "__init__.py"]
 INIT = "__init__.py"
 TOP_LEVEL = {"nodes", "ff_kernels", "workflows", "tests", "__init__.py", "pyproject.toml", "README.md", "LICENSE",
-             "CHANGELOG.md", ".ci", ".gitignore", ".comfyignore"}  # fmt: skip
+             "CHANGELOG.md", "CONTRIBUTING.md", ".ci", ".github", ".gitignore", ".comfyignore"}  # fmt: skip
 # Room to the rooms it may import from; a file of the top floor is named by its stem.
 ALLOWED = {
     "errors": set(),
@@ -27,8 +28,8 @@ ALLOWED = {
     "checkpoints": {"errors", "files", "models", "ops"},
     "verify": {"checkpoints", "errors", "models", "ops", "sampling", "stages"},
     "pipeline": {"checkpoints", "errors", "media", "models", "runtime", "sampling", "stages"},
-    "bench": {"checkpoints", "errors", "models", "ops", "runtime", "sampling", "stages", "training"},
-    "training": {"errors", "files", "models", "sampling"},
+    "bench": {"checkpoints", "errors", "models", "ops", "runtime", "sampling", "stages"},
+    "training": {"checkpoints", "errors", "files", "media", "models", "pipeline", "runtime", "sampling", "stages"},
     "demo": {
         "checkpoints",
         "errors",
@@ -54,7 +55,7 @@ ALLOWED = {
         "stages",
         "training",
     },
-    "cli": {"bench", "checkpoints", "demo", "errors", "media", "metrics", "ops", "pipeline", "runtime", "verify"},
+    "cli": {"bench", "checkpoints", "demo", "errors", "media", "metrics", "ops", "pipeline", "runtime", "training", "verify"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -131,3 +132,82 @@ def test_every_package_of_the_tree_is_installed():
     found = {".".join(["fusionframes", *path.relative_to(ROOT).parent.parts]) for path in SOURCES if path.name == INIT}
     assert set(setup["packages"]) == found
     assert len(setup["packages"]) == len(found)
+
+
+PYTHON = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
+PAGES = sorted({*ROOT.glob("*.md"), *ENGINE.rglob("*.md"), *(ROOT / "nodes").rglob("*.md")})
+CITATION = re.compile(r"""(?<![\w./*])((?:[\w.-]+/)*[\w-]+\.md)(?:, "([^"]+)")?""")
+
+
+def broken_citations(path: Path) -> list[str]:
+    """Return the pages and headings that a file cites and the tree does not hold."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        # A citation may go on in the next line of a comment.
+        text = re.sub(r"\s*\n\s*(?:#\s*)?", " ", text)
+    broken = []
+    for name, heading in CITATION.findall(" ".join(text.split())):
+        places = [folder / name for folder in (*path.parents, ENGINE) if folder.is_relative_to(ROOT)]
+        page = next((place for place in places if place.is_file()), None)
+        headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE) if page else []
+        if page is None or (heading and heading not in headings):
+            broken.append(f"{name}, {heading}" if heading else name)
+    return broken
+
+
+# Names of files in the tests' own made-up folders.
+MADE_UP = {"tests/test_model_files.py", "tests/test_layout.py", "tests/test_readme.py"}
+
+
+@pytest.mark.parametrize("path", [*PYTHON, *PAGES], ids=lambda p: str(p.relative_to(ROOT)))
+def test_cited_pages_and_headings_are_in_the_tree(path):
+    if path.relative_to(ROOT).as_posix() not in MADE_UP:
+        assert broken_citations(path) == []
+
+
+def test_citations_of_a_missing_page_or_heading_are_found(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    monkeypatch.setitem(globals(), "ENGINE", tmp_path)
+    (tmp_path / "NOTES.md").write_text("# Notes\n\n## A heading of two lines\n")
+    planted = tmp_path / "planted.py"
+    planted.write_text(
+        '"""See NOTES.md, "No such heading", and facts.md."""\n# As in NOTES.md, "A heading of\n# two lines".\n'
+    )
+    assert broken_citations(planted) == ["NOTES.md, No such heading", "facts.md"]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if "`test_" in p.read_text(encoding="utf-8")], ids=lambda p: p.name)
+def test_pages_name_tests_that_exist(page):
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in PYTHON)
+    named = set(re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")))
+    assert {name for name in named if f"def {name}(" not in tests} == set()
+
+
+def messages(tree: ast.AST) -> list[str]:
+    """Return the strings of a file that a user may see: all but docstrings."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docs = {id(n.body[0].value) for n in ast.walk(tree) if isinstance(n, documented) and ast.get_docstring(n, False)}
+    strings = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return [n.value for n in strings if id(n) not in docs]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_messages_send_nobody_to_what_is_not_shipped(path):
+    left_out = [line.rstrip("/") for line in (ROOT / ".comfyignore").read_text(encoding="utf-8").split()]
+    shown = messages(ast.parse(path.read_text(encoding="utf-8")))
+    assert [text for text in shown for name in left_out if f"{name}/" in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_pages_name_files_that_exist(page):
+    named = set(re.findall(r"`((?:[a-z_]+/)+(?:[\w.]+\.py)?|[a-z_]+\.py)`", page.read_text(encoding="utf-8")))
+    places = (page.parent, ENGINE, ROOT)
+    assert [name for name in sorted(named) if not any((place / name).exists() for place in places)] == []
+
+
+def test_page_of_the_house_says_who_may_import_whom():
+    page = (ENGINE / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)/` \| .* \| (.*)\|$", page, re.MULTILINE)
+    said = {room: set(re.findall(r"`(\w+)`", doors)) for room, doors in rows}
+    everybody = {"errors", "files"}
+    assert said == {room: doors - everybody for room, doors in ALLOWED.items() if (ENGINE / room).is_dir()}

@@ -46,7 +46,7 @@ def test_every_place_names_the_guidance_that_the_demo_samples_with():
     scale = f"{DEFAULTS.guidance_scale:g}"
     page = (ROOT / "nodes" / "web" / "docs" / "FusionFramesKeyframeSampler.md").read_text(encoding="utf-8")
     assert re.search(r"^\| demo \|.*\| (\S+) \| 50 and 50 \|", README, re.MULTILINE)[1] == scale
-    assert f"(default 5, demo {scale})" in (ROOT / "ff_kernels" / "cli.py").read_text(encoding="utf-8")
+    assert f"(default 5, demo {scale})" in (ROOT / "ff_kernels" / "cli" / "main.py").read_text(encoding="utf-8")
     assert f"The demo model wants {scale}." in (ROOT / "nodes" / "sampling.py").read_text(encoding="utf-8")
     assert f"the demo model wants {scale}." in page
     assert f"{DEFAULTS.guidance_scale + 1:g} for the demo model" in page

@@ -12,8 +12,8 @@ from .recorder import Recording, record
 from .workloads import WORKLOADS, Workload, make_inputs, make_network, make_ready, our_call, prepare, reference_call
 
 _META = torch.device("meta")
-# Reachable FLOP/s (16 bit) and bytes/s of devices by a part of their name; H200 and 4090: kernels.md, the H100 by the
-# same share of its nominal bandwidth.
+# Reachable FLOP/s (16 bit) and bytes/s of devices by a part of their name; assumed of the vendor's figures: 0.8
+# of the products and 0.9 of the bandwidth on H200 and H100, all of both on a 4090.
 PEAKS = {"H200": (790e12, 4.3e12), "H100": (790e12, 3.0e12), "4090": (165e12, 1.0e12)}
 
 
@@ -25,7 +25,7 @@ class Target:
         workload: name of the workload.
         figure: "launches", "flops", "bytes", "parameter_bytes" or "peak_bytes"; flops and bytes are per step, or per
             decoded frame.
-        release: what the release's formulation needs, by kernels.md.
+        release: what the release's formulation needs, counted from the authors' own code.
         limit: what ours may need.
     """
 

@@ -1,7 +1,7 @@
 """Count what a function costs without running it: launches, FLOPs, bytes, parameters read, peak of live memory.
 
 The function runs on meta tensors, so that full-size networks are counted in seconds on any machine. Bytes are the
-roofline's: every operation reads each of its inputs once and writes each of its outputs once (kernels.md, section 1).
+roofline's: every operation reads each of its inputs once and writes each of its outputs once.
 """
 
 import math

@@ -16,6 +16,15 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import FusionFramesError, InputError
+from ..runtime.devices import (
+    ORDER,
+    allocated_bytes,
+    choose_device,
+    name_of,
+    peak_bytes,
+    restart_peak,
+    synchronize,
+)
 from ..runtime.graph import CudaCapture, Graphs
 from .counting import record_ours, record_reference, roofline_seconds
 from .memory import peak_on_cpu
@@ -70,9 +79,9 @@ def choose(names: Sequence[str] | None) -> list[Workload]:
     """Return the workloads of these names; default: those that fit the machine.
 
     Raises:
-        InputError: for a name that does not exist, or one that needs a CUDA device where there is none.
+        InputError: for a name that does not exist, or one that needs a card where there is none.
     """
-    has_gpu = torch.cuda.is_available()
+    has_gpu = choose_device().type != "cpu"
     if not names:
         return [workload for workload in WORKLOADS.values() if workload.is_full_size == has_gpu]
     for name in names:
@@ -80,8 +89,8 @@ def choose(names: Sequence[str] | None) -> list[Workload]:
             raise InputError(f"expected a workload, got '{name}': choose from {', '.join(WORKLOADS)}")
         if WORKLOADS[name].is_full_size and not has_gpu:
             raise InputError(
-                f"workload '{name}' has the released sizes and needs a CUDA device, and torch found none: run it on a "
-                "machine with one, take a workload that ends in -cpu, or count it with --record"
+                f"workload '{name}' has the released sizes and needs a card ({', '.join(ORDER[:-1])}), and torch found "
+                "none: run it on a machine with one, take a workload that ends in -cpu, or count it with --record"
             )
     return [WORKLOADS[name] for name in names]
 
@@ -98,21 +107,21 @@ def measure(workload: Workload, repeats: int = REPEATS, *, uses_graphs: bool = T
     Raises:
         DisagreementError: if the outputs of the two sides differ by more than rounding explains.
     """
-    device = torch.device("cuda" if workload.is_full_size else "cpu")
+    device = choose_device() if workload.is_full_size else torch.device("cpu")
     peaks = [None, None] if workload.is_full_size else _peaks_on_cpu(workload)
     inputs = make_inputs(workload, device)
     precision = AUTOCAST if workload.is_full_size else PLAIN
     ours = make_ready(make_network(workload, device))
-    if device.type == "cuda":
+    if workload.is_full_size:
         # Handles and workspaces of the libraries are made in the first product, which is no part of the work.
         prepare(workload, ours, inputs)
     conditions, prepare_seconds = _timed(lambda: prepare(workload, ours, inputs), device)
     reference = reference_call(workload, make_network(workload, device), inputs, precision)
     launched = our_call(workload, ours, inputs, conditions)
     difference = _compare(workload, launched(), reference())
-    if device.type == "cuda":
+    if workload.is_full_size:
         # Memory that a graph holds is its own, so that the peak of a replay would read as nothing.
-        peaks = [_peak_on_cuda(call, device) for call in (launched, reference)]
+        peaks = [_peak_on(call, device) for call in (launched, reference)]
     graphs = Graphs(CudaCapture(device)) if uses_graphs and device.type == "cuda" else None
     calls = (our_call(workload, ours, inputs, conditions, graphs), reference)
     if graphs is not None:
@@ -127,7 +136,7 @@ def measure(workload: Workload, repeats: int = REPEATS, *, uses_graphs: bool = T
         *medians,
         medians[1] / medians[0],
         *(None if peak is None else peak / 1e6 for peak in peaks),
-        device_name(device),
+        name_of(device),
         versions(),
         None if conditions is None else prepare_seconds,
         difference,
@@ -137,24 +146,22 @@ def measure(workload: Workload, repeats: int = REPEATS, *, uses_graphs: bool = T
 
 
 def _compare(workload: Workload, ours: Tensor, reference: Tensor) -> float:
-    ours, reference = ours.double(), reference.double()
+    ours, reference = ours.cpu().double(), reference.cpu().double()
     difference = ((ours - reference).norm() / reference.norm()).item()
     limit = LIMITS[workload.dtype]
     if not difference <= limit:
         raise DisagreementError(
             f"the outputs of workload '{workload.name}' differ by {difference:.1e} from the release's formulation, "
-            f"over the limit of {limit:.0e}: run 'fusionframes verify tests/golden' to find what broke"
+            f"over the limit of {limit:.0e}: run 'fusionframes verify' on the reference cases to find what broke"
         )
     return difference
 
 
 def _timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     out = call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return out, time.perf_counter() - start
 
 
@@ -162,34 +169,24 @@ def _peaks_on_cpu(workload: Workload) -> list[int | None]:
     return [peak_on_cpu(workload, is_ours, torch.get_num_threads()) for is_ours in (True, False)]
 
 
-def _peak_on_cuda(call: Callable[[], Tensor], device: torch.device) -> int:
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+def _peak_on(call: Callable[[], Tensor], device: torch.device) -> int | None:
+    synchronize(device)
+    restart_peak(device)
+    before = allocated_bytes(device)
     call()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
+    synchronize(device)
+    peak = peak_bytes(device)
+    return None if before is None or peak is None else peak - before
 
 
 def _shares(workload: Workload, medians: list[float], device: torch.device) -> list[float | None]:
-    if device.type != "cuda":
+    if device.type == "cpu":
         return [None, None]
-    name = device_name(device)
+    name = name_of(device)
     # In inference mode some operations of the reference take another way, which is not the one that is counted.
     with torch.inference_mode(mode=False):
         bounds = [roofline_seconds(count(workload), name) for count in (record_ours, record_reference)]
     return [None if bound is None else bound / median for bound, median in zip(bounds, medians, strict=True)]
-
-
-def device_name(device: torch.device) -> str:
-    """Return the name of the GPU, or of the processor and how many threads torch uses on it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name, listing = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if listing.exists():
-        lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str]:

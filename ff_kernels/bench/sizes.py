@@ -5,7 +5,7 @@ from dataclasses import replace
 from ..models.configs import KEYFRAME_V10, TEMPORAL_VARIANTS, MoVQConfig, check_variant
 from ..models.keyframe_unet import KeyframeUNet
 from ..models.movq import MoVQ
-from ..training.freezing import is_temporal
+from ..models.temporal_blocks import is_temporal
 
 ALL_VARIANTS = "all"
 _KINDS = {

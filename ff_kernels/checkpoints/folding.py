@@ -1,8 +1,8 @@
 """Linear layer after linear layer folded into one at load time: the same function, computed with less work.
 
-The algebra is done in float64 and stored in the dtype of the weights (kernels.md, E9 and E16; checked at 1e-12). A
-folded network no longer has the releases' state-dict names, so folding comes after loading, and a host that patches
-weights by name does without.
+The algebra is done in float64, on the CPU since not every device has it, and stored in the dtype of the weights
+(ops/EXACTNESS.md, "Folds at load"; checked at 1e-12). A folded network no longer has the releases' state-dict names, so
+folding comes after loading, and a host that patches weights by name does without.
 """
 
 import itertools
@@ -17,7 +17,16 @@ from ..models.blocks import Attention, AttentionBlock, ConvBlock
 from ..models.layers import is_pointwise
 from ..models.movq import Upsample
 from ..models.temporal_blocks import MergingConvBlockV10, TemporalSelfAttention
-from ..ops import nearest_conv, nearest_kernels, residual_conv, temporal_conv_class, winograd_conv, winograd_taps
+from ..ops import (
+    exact,
+    nearest_conv,
+    nearest_kernels,
+    residual_conv,
+    rounded,
+    temporal_conv_class,
+    winograd_conv,
+    winograd_taps,
+)
 
 # "strict" keeps every layer as released; "fast" folds. Tables of a run hold what the release's own linear layers give,
 # in the dtype of the weights, so that nothing else is rounded on either path.
@@ -71,7 +80,7 @@ def _fold_block(block: ConvBlock) -> None:
     if isinstance(block, MergingConvBlockV10):
         time = _merge_into_conv(block.temporal_projection, block.temporal_merge)
         if is_pointwise(block.projection) and block.projection.in_channels < block.projection.out_channels:
-            # From half the channels to all of them: 1.5 units of work instead of 3.5 (kernels.md, E9 d).
+            # From half the channels to all of them (ops/EXACTNESS.md, "Point then time").
             time = _point_then_time(block.projection, time)
             block.projection = nn.Identity()
         block.folded_time = time
@@ -86,11 +95,10 @@ def _fold_block(block: ConvBlock) -> None:
 
 def _like(conv: nn.Module, weight: Tensor, bias: Tensor, like: Tensor) -> nn.Module:
     """Put float64 weights into ``conv`` in the dtype, device and memory format of the layer it replaces."""
-    conv.weight = nn.Parameter(
-        weight.to(like).contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else weight.to(like),
-        requires_grad=False,
-    )
-    conv.bias = nn.Parameter(bias.to(like), requires_grad=False)
+    weight = rounded(weight, like)
+    weight = weight.contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else weight
+    conv.weight = nn.Parameter(weight, requires_grad=False)
+    conv.bias = nn.Parameter(rounded(bias, like), requires_grad=False)
     return conv
 
 
@@ -101,10 +109,10 @@ def _slide(kernel: Callable[[int, int], Tensor]) -> Tensor:
 
 
 def _conv_then_halve(conv: nn.Conv2d, halve: nn.Conv2d) -> nn.Conv2d:
-    """Fold a 3x3 convolution and the 2x2 one with stride 2 behind it into one of 4x4 with stride 2 (E9 a)."""
-    first, second = conv.weight.double(), halve.weight.double()
+    """Fold a 3x3 convolution and the 2x2 one with stride 2 behind it into one of 4x4 with stride 2."""
+    first, second = exact(conv.weight), exact(halve.weight)
     weight = _slide(lambda y, x: torch.einsum("om,mihw->oihw", second[:, :, y, x], first))
-    bias = halve.bias.double() + second.sum(dim=(2, 3)) @ conv.bias.double()
+    bias = exact(halve.bias) + second.sum(dim=(2, 3)) @ exact(conv.bias)
     folded = nn.Conv2d(conv.in_channels, halve.out_channels, 4, stride=2, padding=1, device="meta")
     return _like(folded, weight, bias, conv.weight)
 
@@ -136,23 +144,23 @@ class DoubledConv(nn.Module):
 
 
 def _double_then_conv(double: nn.ConvTranspose2d, conv: nn.Conv2d) -> DoubledConv:
-    """Fold a transposed 2x2 convolution and the 3x3 one behind it into one transposed 4x4 (E9 b)."""
-    first, second = double.weight.double(), conv.weight.double()
+    """Fold a transposed 2x2 convolution and the 3x3 one behind it into one transposed 4x4."""
+    first, second = exact(double.weight), exact(conv.weight)
     # A pixel put at offset y is seen by the tap k of the second layer from the place y + 1 - k: hence the flip.
     weight = _slide(lambda y, x: torch.einsum("im,omhw->iohw", first[:, :, y, x], second.flip(2, 3)))
-    inner = double.bias.double()[None, :, None, None].expand(1, -1, 3, 3)
-    border = nn.functional.conv2d(inner, second, conv.bias.double(), padding=1)[0].permute(1, 2, 0)
+    inner = exact(double.bias)[None, :, None, None].expand(1, -1, 3, 3)
+    border = nn.functional.conv2d(inner, second, exact(conv.bias), padding=1)[0].permute(1, 2, 0)
     bias = border[1, 1].clone()
     folded = nn.ConvTranspose2d(double.in_channels, conv.out_channels, 4, stride=2, padding=1, device="meta")
-    return DoubledConv(_like(folded, weight, bias, conv.weight), (border - bias).to(conv.weight))
+    return DoubledConv(_like(folded, weight, bias, conv.weight), rounded(border - bias, conv.weight))
 
 
 def _nearest_then_conv(conv: nn.Conv2d) -> nn.ConvTranspose2d:
-    """Fold nearest doubling and the 3x3 convolution behind it into one transposed 4x4 (E16)."""
-    seen = conv.weight.double().flip(2, 3).transpose(0, 1)
+    """Fold nearest doubling and the 3x3 convolution behind it into one transposed 4x4."""
+    seen = exact(conv.weight).flip(2, 3).transpose(0, 1)
     weight = _slide(lambda y, x: seen)
     folded = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, stride=2, padding=1, device="meta")
-    return _like(folded, weight, conv.bias.double(), conv.weight)
+    return _like(folded, weight, exact(conv.bias), conv.weight)
 
 
 class WinogradConv(nn.Module):
@@ -230,21 +238,21 @@ class FoldedTimeConv(nn.Module):
 
 def _merge_into_conv(conv: nn.Module, merge: Tensor) -> FoldedTimeConv:
     """Fold ``(1 - a) * x + a * conv(x)`` into the convolution."""
-    share = merge.double()
-    weight, channels = share * conv.weight.double(), conv.in_channels
+    share = exact(merge)
+    weight, channels = share * exact(conv.weight), conv.in_channels
     weight[:, :, 1, 0, 0] += (1 - share) * torch.eye(channels, dtype=weight.dtype, device=weight.device)
     folded = _TimeConv(channels, channels, (3, 1, 1), padding=(1, 0, 0), device="meta")
-    return FoldedTimeConv(_like(folded, weight, share * conv.bias.double(), conv.weight))
+    return FoldedTimeConv(_like(folded, weight, share * exact(conv.bias), conv.weight))
 
 
 def _point_then_time(point: nn.Conv2d, time: FoldedTimeConv) -> FoldedTimeConv:
-    """Fold a 1x1 convolution into the convolution along time behind it (E9 d)."""
-    first, second = point.weight.double()[:, :, 0, 0], time.conv.weight.double()
+    """Fold a 1x1 convolution into the convolution along time behind it."""
+    first, second = exact(point.weight)[:, :, 0, 0], exact(time.conv.weight)
     weight = torch.einsum("omthw,mi->oithw", second, first)
-    brought = torch.einsum("omt,m->to", second[..., 0, 0], point.bias.double())  # [3, C]
+    brought = torch.einsum("omt,m->to", second[..., 0, 0], exact(point.bias))  # [3, C]
     folded = _TimeConv(point.in_channels, time.conv.out_channels, (3, 1, 1), padding=(1, 0, 0), device="meta")
-    conv = _like(folded, weight, time.conv.bias.double() + brought.sum(dim=0), point.weight)
-    return FoldedTimeConv(conv, brought[[0, 2]].to(point.weight))
+    conv = _like(folded, weight, exact(time.conv.bias) + brought.sum(dim=0), point.weight)
+    return FoldedTimeConv(conv, rounded(brought[[0, 2]], point.weight))
 
 
 def _join_projections(attention: Attention) -> None:

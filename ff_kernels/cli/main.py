@@ -14,6 +14,7 @@ from .progress import Bars
 
 EXIT_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 DTYPES = ("float32", "float16", "bfloat16")
+_DEVICE_HELP = "torch device of the networks (default: the first of cuda, mps, xpu, npu, cpu that there is)"
 _NO_GRAPHS = "launch every step anew instead of replaying a CUDA graph"
 MOTION_SCORES = {"low": 1, "medium": 10, "high": 50, "extreme": 100}
 
@@ -88,7 +89,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unpaired", action="store_true", help="any clips: only FVD, IS and temporal consistency")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     parser.add_argument("--plot", type=Path, help="write the curves over frames (.png, .jpg, .webp)")
-    parser.add_argument("--device", help="torch device of the networks (default: cuda where there is one, else cpu)")
+    parser.add_argument("--device", help=_DEVICE_HELP)
     parser.set_defaults(run=run_evaluate)
 
 
@@ -121,8 +122,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="0..2**63-1; the same seed gives the same clip (default 0)")
     parser.add_argument("--width", type=int, help="pixels, a multiple of 64 (demo: 8; default 512, demo 64)")
     parser.add_argument("--height", type=int, help="pixels, a multiple of 64 (demo: 8; default 512, demo 64)")
-    parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the U-Nets (default: float16 on cuda, else float32)")
+    parser.add_argument("--device", help=_DEVICE_HELP)
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the U-Nets (default: float16 on cards that have it)")
     parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
     mend = "mend the releases' mistakes that show: seams, black bars, 8-bit steps, uniform noise"
     parser.add_argument("--mend", action="store_true", help=mend)
@@ -179,17 +180,17 @@ def run_generate(options: argparse.Namespace) -> int:
 
 
 def _open_pipeline(options: argparse.Namespace) -> Any:
-    import torch
-
     from ..checkpoints.lora import parse_choice
     from ..demo.model import demo_pipeline
     from ..pipeline.pipeline import Pipeline
+    from ..runtime.devices import choose_device, choose_dtype, name_of
 
-    device = _device(options.device)
-    name = options.dtype or ("float16" if torch.device(device).type == "cuda" else "float32")
+    device = choose_device(options.device)
+    dtype = choose_dtype(device, options.dtype)
+    print(f"running on {device} ({name_of(device)}) in {str(dtype).removeprefix('torch.')}", file=sys.stderr)
     choices = {
         "device": device,
-        "dtype": getattr(torch, name),
+        "dtype": dtype,
         "keeps_networks": not options.low_memory,
         "parity": "strict" if options.strict else "fast",
         "uses_graphs": not options.no_graphs,
@@ -203,17 +204,6 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
         file=sys.stderr,
     )
     return demo_pipeline(**choices)
-
-
-def _device(name: str | None) -> str:
-    import torch
-
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"expected a device that torch can use, got '{name}': try cpu") from error
-    return name
 
 
 def _settings(options: argparse.Namespace) -> Any:
@@ -240,10 +230,11 @@ def _check_picture(path: Path, what: str) -> None:
 
 
 def _peak_memory(device: Any) -> str:
-    import torch
+    from ..runtime.devices import peak_bytes
 
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the device"
+    peak = peak_bytes(device)
+    if peak is not None:
+        return f"{peak / 2**30:.2f} GiB on the device"
     try:
         import resource
     except ImportError:
@@ -305,8 +296,11 @@ def run_info(options: argparse.Namespace) -> int:
         print("\n".join(variant_lines(options.variant)))
         return 0
     if options.backends:
-        from ..ops.registry import describe_backends
+        from ..ops.registry import backends_of, describe_backends
+        from ..runtime.devices import describe_devices
 
+        for device_type, state in describe_devices():
+            print(f"{device_type:5} {state}; runs {', '.join(backends_of(device_type))}")
         for operation, backend, state in describe_backends():
             print(f"{operation:18} {backend:8} {state}")
         return 0
@@ -379,10 +373,11 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from ..metrics.lpips import load_lpips
     from ..metrics.plots import plot_curves
     from ..metrics.tables import text_table, to_json
+    from ..runtime.devices import choose_device
 
     if options.plot is not None:
         _check_picture(options.plot, "plot")
-    device = _device(options.device)
+    device = choose_device(options.device)
     loaders = {"lpips": load_lpips, "i3d": load_i3d, "inception": load_inception}
     files = {name: getattr(options, name) for name in loaders}
     networks = Networks(**{name: loaders[name](path, device) for name, path in files.items() if path is not None})

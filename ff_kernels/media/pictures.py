@@ -114,7 +114,7 @@ def read_image(path: str | Path) -> Tensor:
 def fit_as_released(picture: Tensor, width: int, height: int) -> Tensor:
     """Reduce and centre-crop a picture exactly as release 1.1 does.
 
-    A picture smaller than the clip is not enlarged but lies on black (paper.md, 5.3); ``fit_covering`` mends it.
+    A picture smaller than the clip is not enlarged (models/RELEASES.md, "Small picture lies on black").
 
     Args:
         picture: ``[H, W, 3]`` in 0..1.

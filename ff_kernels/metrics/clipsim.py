@@ -24,7 +24,7 @@ def clip_similarity(frames: Tensor, prompt: Tensor) -> Tensor:
         ShapeError: if the shapes are wrong or the widths differ.
         InputError: if an embedding is zero, NaN or infinite.
 
-    Source: paper.md 1.9, CLIPSIM; the paper does not name its CLIP model.
+    Source: the paper's CLIPSIM on MSR-VTT; the paper does not name its CLIP model.
     """
     row = prompt[None] if prompt.ndim == 1 else prompt
     if frames.ndim != 2 or not len(frames) or row.shape != (1, frames.shape[1]):

@@ -123,7 +123,7 @@ def evaluate(
         InputError: if clips are missing, unreadable, too short for a network given, or differ in count.
         ShapeError: if a pair differs in size or frames are too small.
 
-    Source: paper.md 1.8 and 1.9.
+    Source: the paper's evaluation on UCF-101, and the columns of its table 3.
     """
     networks = networks or Networks()
     true, judged = _Set(networks, None), _Set(networks, splits)

@@ -143,7 +143,7 @@ def load_i3d(path: str | Path, device: str | torch.device = "cpu") -> Features:
     Raises:
         CheckpointError: if the file is missing or no archive.
 
-    Source: paper.md 1.9, FVD by the StyleGAN-V protocol.
+    Source: FVD of the StyleGAN-V protocol, which the paper names.
     """
     module = load_torchscript(path, device)
     has_switches = {"rescale", "resize", "return_features"} <= _argument_names(module)
@@ -173,7 +173,7 @@ def load_inception(path: str | Path, device: str | torch.device = "cpu") -> Feat
     Raises:
         CheckpointError: if the file is missing or no archive.
 
-    Source: paper.md 1.9, IS on clips of 16 frames.
+    Source: the paper's IS, on the first 16 frames of each clip.
     """
     module = load_torchscript(path, device)
     return _checked(Path(path), lambda clips: module(to_bytes_scale(clips.to(device, torch.float32))))

@@ -70,7 +70,7 @@ def mse(reference: Tensor, frames: Tensor) -> Tensor:
         ShapeError: if a shape is wrong or the shapes differ.
         InputError: if a clip has another type or range of pixels.
 
-    Source: paper.md 1.8, columns of table 3.
+    Source: columns of the paper's table 3.
     """
     reference, frames = check_pair(reference, frames)
     return (reference - frames).square().flatten(1).mean(1)

@@ -164,7 +164,7 @@ def fvd(real: Iterable[Tensor], fake: Iterable[Tensor], features: Features, *, f
 
     Arguments and errors as in ``video_statistics``.
 
-    Source: paper.md 1.9, the StyleGAN-V protocol; covariances divided by the count, as there.
+    Source: the StyleGAN-V protocol, which the paper names; covariances divided by the count, as there.
     """
     return frechet_distance(
         video_statistics(real, features, frames=frames), video_statistics(fake, features, frames=frames)

@@ -29,7 +29,7 @@ class LPIPS(nn.Module):
     Args:
         name: "AlexNet" or "VGG16".
 
-    Source: Zhang et al. 2018, equation 1; paper.md 1.8, column LPIPS of table 3.
+    Source: Zhang et al. 2018, equation 1; column LPIPS of the paper's table 3.
     """
 
     def __init__(self, name: str) -> None:

@@ -51,7 +51,7 @@ def finite_mean(values: Tensor) -> tuple[float, int]:
     if not len(values) or values.isnan().any():
         raise InputError(f"expected values to average, got {'none' if not len(values) else 'NaN'}: measure again")
     finite = values[torch.isfinite(values)]
-    return (finite.double().mean().item() if len(finite) else math.inf), len(values) - len(finite)
+    return (finite.cpu().double().mean().item() if len(finite) else math.inf), len(values) - len(finite)
 
 
 def measure_frames(name: str, unit: str, curve: Tensor, first: int = 0) -> Measure:
@@ -68,7 +68,7 @@ def measure_frames(name: str, unit: str, curve: Tensor, first: int = 0) -> Measu
     """
     mean, left_out = finite_mean(curve)
     note = f"without {left_out} of {len(curve)} frames that equal the reference" if left_out else ""
-    values = tuple(curve.double().tolist())
+    values = tuple(curve.cpu().double().tolist())
     return Measure(name, unit, mean, per_frame=values, items=len(curve), note=note, first=first)
 
 
@@ -105,7 +105,9 @@ def measure_clips(name: str, unit: str, curves: Sequence[Tensor], seed: int = 0,
 def _mean_curve(curves: Sequence[Tensor]) -> tuple[float, ...]:
     """Mean at each frame over the clips that have it, by the rule of ``finite_mean``."""
     longest = max(map(len, curves))
-    return tuple(finite_mean(torch.stack([c[i] for c in curves if len(c) > i]).double())[0] for i in range(longest))
+    return tuple(
+        finite_mean(torch.stack([c[i] for c in curves if len(c) > i]).cpu().double())[0] for i in range(longest)
+    )
 
 
 def _number(value: float | None) -> str:

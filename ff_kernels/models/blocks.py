@@ -1,4 +1,4 @@
-"""Spatial blocks of the U-Nets: conditional norm, residual block, attention block (paper.md, section 3)."""
+"""Spatial blocks of the U-Nets: conditional norm, residual block, attention block (RELEASES.md, "Sizes")."""
 
 from dataclasses import replace
 

@@ -1,7 +1,7 @@
 """What a U-Net is told besides its latents, worked out once per run by ``prepare`` and read at every step.
 
 N samples are R rows of ``frames_per_row`` neighbouring samples each: a row is one prompt in one guidance branch
-(kernels.md, E6 to E8). Temporal layers see the N samples as clips of ``num_frames`` samples.
+(ops/EXACTNESS.md, "Once per run"). Temporal layers see the N samples as clips of ``num_frames`` samples.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Conditions:
         keys_values: per cross-attention, keys and values ``[A, L, C]`` of the text of the first A rows; the others
             have one valid token each.
         constants: per cross-attention, ``[R - A, C]``: what the other rows get from it. The softmax over one token
-            is 1, whatever the query (kernels.md, E8).
+            is 1, whatever the query (ops/EXACTNESS.md, "Null branch is a constant").
         key_mask: ``[A, L]`` booleans, or None where every row uses all L tokens.
         samples: N.
         num_frames: samples of one clip (keyframes) or gaps of one clip (interpolation).

@@ -27,7 +27,7 @@ class _FromDict:
 
 @dataclass(frozen=True)
 class UNetConfig(_FromDict):
-    """Sizes of a U-Net; the defaults are those of the releases (paper.md, section 3).
+    """Sizes of a U-Net; the defaults are those of the releases (RELEASES.md, "Sizes").
 
     Attributes:
         family: "1.0" or "1.1".
@@ -97,7 +97,7 @@ def check_variant(name: str) -> None:
 class MoVQConfig(_FromDict):
     """Sizes and temporal parts of a MoVQ autoencoder; defaults are the released image MoVQ.
 
-    The temporal flags give every row of the paper's table 3 (paper.md, section 1.8).
+    The temporal flags give every row of the paper's table 3 (RELEASES.md, "Decoders of table 3").
 
     Attributes:
         temporal: convolution over time after each convolution of the decoder's ResNet blocks.
@@ -137,7 +137,7 @@ class MoVQConfig(_FromDict):
 
 @dataclass(frozen=True)
 class TextConfig(_FromDict):
-    """Sizes of a T5 encoder with gated SiLU; defaults are Flan-UL2 (paper.md, section 2.6)."""
+    """Sizes of a T5 encoder with gated SiLU; defaults are Flan-UL2 (RELEASES.md, "Sizes")."""
 
     vocab_size: int = 32128
     d_model: int = 4096

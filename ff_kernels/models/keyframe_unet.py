@@ -127,7 +127,8 @@ class KeyframeUNet(UNet):
         """Predict the noise; see ``UNet.forward``."""
         self._check(x, conditions)
         # Release 1.1 picks the image layer when a batch holds at most two samples; told by the conditions
-        # instead, one branch of a short clip run alone still gets the video layer (paper.md, 5.3).
+        # instead, one branch of a short clip run alone still gets the video layer
+        # (RELEASES.md, "Input layer by batch size").
         is_image = not conditions.is_temporal and hasattr(self, "image_in_layer")
         x = self.image_in_layer(x) if is_image else self.in_layer(x)
         return self._run_levels(x, Step(conditions, step))

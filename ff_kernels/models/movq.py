@@ -284,7 +284,7 @@ class Decoder(nn.Module):
 
 
 class MoVQ(nn.Module):
-    """The autoencoder of both releases (Sber-MoVQGAN without codebook lookup; paper.md, sections 1.8 and 3).
+    """The autoencoder of both releases (Sber-MoVQGAN; RELEASES.md, "Latents are neither scaled nor looked up").
 
     Args:
         config: sizes and temporal parts.

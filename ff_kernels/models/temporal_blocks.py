@@ -22,6 +22,11 @@ from .configs import VOLUME_VARIANT, WINDOWED_VARIANT, UNetConfig
 from .layers import Layers, add, is_pointwise, project, project_maps
 
 
+def is_temporal(name: str) -> bool:
+    """Whether a parameter of a U-Net belongs to the parts over time, the position embedding included."""
+    return "temporal" in name
+
+
 def as_clips(x: Tensor, frames: int) -> Tensor:
     """View ``[B * T, C, H, W]`` as ``[B, C, T, H * W]``; no copy for channels-last activations."""
     return to_tokens(x).unflatten(0, (-1, frames)).permute(0, 3, 1, 2)
@@ -219,7 +224,8 @@ def mix_in_time(x: Tensor, step: Step, mix: Callable[[Tensor], Tensor]) -> Tenso
 def merge_time(x: Tensor, mixed: Tensor, weight: Tensor, step: Step) -> Tensor:
     """Blend a spatial and a temporal result: ``(1 - a) * x + a * mixed`` with the trained scalar ``a``.
 
-    Source: releases 1.0 and 1.1; the paper prints ``spatial + alpha * temporal`` instead (paper.md, 1.12).
+    Source: releases 1.0 and 1.1; the paper prints ``spatial + alpha * temporal`` instead
+    (RELEASES.md, "Mixing over time").
     """
     weight = weight.to(x)
     if step.conditions.merge is not None:

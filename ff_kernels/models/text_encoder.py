@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from .configs import TextConfig
 from .layers import Layers
 
-# Release 1.0: the interpolation reads the null embedding and one zero token, whatever the prompt (paper.md, 5.1).
+# Release 1.0: the interpolation reads the null embedding and one zero token, whatever the prompt
+# (RELEASES.md, "Two null tokens, whatever the prompt").
 NULL_TOKENS_V10 = 2
 
 
@@ -185,7 +186,8 @@ def project_context(hidden: Tensor, attention_mask: Tensor, projection: nn.Modul
 
     Returns:
         ``context [B, L', D]``, zero where masked, and ``context_mask [B, L']`` with L' = longest prompt + 1, at
-        most L. The zero token after the prompt counts in the pooling mean (paper.md, 5.1; golden ``text``).
+        most L. The zero token after the prompt counts in the pooling mean (RELEASES.md, "One
+        zero token counts in the mean"; golden ``text``).
     """
     context = projection(hidden) * attention_mask[..., None].to(hidden.dtype)
     length = int(attention_mask.sum(-1).max()) + 1

@@ -155,7 +155,7 @@ class UNet(nn.Module):
         )
 
     def conditioner_modules(self) -> list[nn.Module]:
-        """Return the modules whose weights only ``prepare`` reads; a step does without them (kernels.md, E6 and E7)."""
+        """Return what a step does without (ops/EXACTNESS.md, "Weights that only prepare reads")."""
         embeddings = [module for module in self.children() if isinstance(module, Embedding)]
         texts = [layer for text in self._texts for layer in (text.attention.to_key, text.attention.to_value)]
         return [self.feature_pooling, *embeddings, *texts, *(norm.context_mlp for norm in self._norms)]
@@ -231,5 +231,5 @@ def expand_rows(values: Tensor | float | None, rows: int, device: torch.device) 
     """Turn a number or ``[1]`` or ``[rows]`` values into ``[rows]`` on ``device``; None stays None."""
     if values is None:
         return None
-    values = torch.as_tensor(values, device=device).reshape(-1)
+    values = torch.as_tensor(values).to(device).reshape(-1)
     return values.expand(rows) if values.shape[0] == 1 else values

@@ -5,6 +5,7 @@ registry picks one per call.
 """
 
 from . import cpu  # noqa: F401 (registers its implementations)
+from .algebra import exact, rounded
 from .attention import attend, attend_over_time
 from .conv import nearest_conv, nearest_kernels, residual_conv, winograd_conv, winograd_taps
 from .linear import linear
@@ -15,11 +16,13 @@ from .temporal_conv import temporal_conv_class
 __all__ = [
     "attend",
     "attend_over_time",
+    "exact",
     "group_norm_mod",
     "linear",
     "nearest_conv",
     "nearest_kernels",
     "residual_conv",
+    "rounded",
     "sample_step",
     "spatial_norm_act",
     "temporal_conv_class",

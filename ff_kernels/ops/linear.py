@@ -40,6 +40,7 @@ def linear(
     Returns:
         ``[..., O]``, contiguous.
 
-    Source: the 1x1 convolutions, projections and feed-forwards of both releases (kernels.md, E4).
+    Source: the 1x1 convolutions, projections and feed-forwards of both releases (EXACTNESS.md,
+    "Sums in the same pass").
     """
     return _linear(x, weight, bias, residual, activate)

@@ -15,7 +15,7 @@ def _like_channels_last(x: Tensor, *_: object) -> Tensor:
 def _cost(x: Tensor, *small: object, out: Tensor) -> Cost:
     """Count the statistics and the result as two kernels: x is read twice, the result written once."""
     sides = bytes_of(*(t for t in small if isinstance(t, Tensor)))
-    # A whole group of a small picture fits one program, which then reads it once from memory (kernels.md, rank 1).
+    # A whole group of a small picture fits one program, which then reads it once (EXACTNESS.md, "Fused norm").
     is_small = x.shape[2] * x.shape[3] <= ONE_PASS_POSITIONS
     return Cost(1 if is_small else 2, 0, (1 if is_small else 2) * bytes_of(x) + bytes_of(out) + sides)
 
@@ -89,8 +89,9 @@ def spatial_norm_act(
 ) -> Tensor:
     """Normalise and modulate by maps of the latent: ``(norm(x) * weight + offset) * up(gain) + up(bias)``.
 
-    Both maps are 1x1 convolutions of the latent. Nearest upsampling commutes with those (kernels.md, E15), so a kernel
-    works a map's value out from the latent at ``(y // up, x // up)``, and no map is ever written to memory.
+    Both maps are 1x1 convolutions of the latent. Nearest upsampling commutes with those, so a kernel works a value of a
+    map out from the latent at ``(y // up, x // up)``, and no map is ever written to memory (EXACTNESS.md, "Maps at the
+    latent's size").
 
     Args:
         x: ``[N, C, H, W]``, channels-last in memory for the fast kernels.

@@ -24,6 +24,9 @@ from ..errors import NoBackendError
 
 # In the order of preference; "eager" is the formula itself and always last.
 BACKENDS = ("triton", "cpu", "eager")
+# Types of device that have kernels; every other one runs the formulas. On a CPU Triton means its interpreter, which is
+# for tests and has to be asked for.
+DEVICE_KERNELS = {"cuda": ("triton",), "cpu": ("cpu",)}
 VARIABLE = "FUSIONFRAMES_BACKEND"
 
 
@@ -80,8 +83,8 @@ class Operation:
         """Declare the torch op; the package may be imported twice under two names, each with its own ops."""
         self.implementations["eager"] = Implementation("eager", self.formula)
         _library.define(f"{self.name}{self.schema}")
-        for device in ("CPU", "CUDA"):
-            _library.impl(self.name, self._dispatch, device)
+        # One kernel for every device there is, and still one op for tracers: nothing is decomposed before it is seen.
+        _library.impl(self.name, self._dispatch, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{self.name}", self.fake, lib=_library)
         self._op = getattr(getattr(torch.ops, NAMESPACE), self.name).default
         OPERATIONS[self.name] = self
@@ -163,7 +166,12 @@ def unavailable(backend: str) -> str | None:
 def _why_no_triton(interpreting: bool) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    return None if interpreting or torch.cuda.is_available() else "no CUDA device was found"
+    return None if interpreting else importlib.import_module(f"{__package__}.triton").missing_device()
+
+
+def backends_of(device_type: str) -> tuple[str, ...]:
+    """Return the backends that a call on this type of device may reach unasked, in the order of preference."""
+    return (*DEVICE_KERNELS.get(device_type, ()), "eager")
 
 
 def _find(operation: Operation, backend: str) -> Implementation | None:
@@ -201,11 +209,7 @@ def choose(operation: Operation, args: tuple[Any, ...]) -> Implementation:
             )
         # An operation that a backend does not have is computed by its formula: forcing is about the kernels.
         return operation.implementations.get(forced, operation.implementations["eager"])
-    on_gpu = args[0].is_cuda
-    for backend in BACKENDS:
-        # On a CPU Triton means its interpreter, which is for tests and has to be asked for.
-        if backend == ("cpu" if on_gpu else "triton"):
-            continue
+    for backend in backends_of(args[0].device.type):
         if not refusals(operation, backend, args) and backend in operation.implementations:
             return operation.implementations[backend]
     raise NoBackendError(f"{operation.name} found no implementation: report this, the formula should always run")

@@ -13,7 +13,7 @@ def temporal_conv_class(conv3d: type) -> type:
 
     Only ``_conv_forward`` is replaced, so a host that casts or moves the weights in its own ``forward`` keeps
     doing so. The 2-D form is exact, needs no copy for channels-last activations and is several times faster
-    than ``conv3d`` on a CPU (kernels.md, E3).
+    than ``conv3d`` on a CPU (EXACTNESS.md, "Convolution over time as a picture").
 
     Args:
         conv3d: ``torch.nn.Conv3d`` or the host's layer derived from it.

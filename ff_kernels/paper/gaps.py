@@ -29,7 +29,7 @@ from . import budgets
 from .runs import ExperimentRun, Job, Numbers, mean_of, pipeline_with
 
 GROUP = "gaps"
-BLENDING, SHIPPED = "linear blending", "shipped weights"
+BLENDING, SHIPPED = "linear blending", "demo weights then"
 OURS, OURS_EQUAL_TIME, MASKED = "ours", "ours, equal time", "masked"
 # IS and FVD of the paper's appendix 10 at 30 frames per second.
 PAPER = {MASKED: (23.371, 550.932), OURS: (24.325, 433.054)}

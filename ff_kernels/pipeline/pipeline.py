@@ -1,9 +1,7 @@
 """Prompt to frames: the stages joined, with files, sizes in pixels, seeds and progress."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +9,25 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.folder import ModelFiles, find_models
-from ..checkpoints.folding import Parity, require_parity
-from ..checkpoints.loading import Loaded, load_contents
+from ..checkpoints.folding import Parity
+from ..checkpoints.loading import Loaded
 from ..checkpoints.lora import with_loras
-from ..errors import CheckpointError, InputError
+from ..errors import InputError
 from ..media.pictures import fit_as_released, fit_covering
 from ..models.masked_unet import GROUP_FRAMES
-from ..models.text_encoder import project_context
-from ..models.unet import UNet
-from ..runtime.budget import fits, free_bytes, step_bytes
+from ..runtime.budget import fits, step_bytes
 from ..runtime.clock import Clock, Progress
+from ..runtime.devices import free_bytes
 from ..runtime.graph import CudaCapture, Graphs
-from ..runtime.parking import park
 from ..sampling.noise import KEYFRAMES, PICTURE, SeededNoise, pass_stream, stage_seeds
 from ..sampling.samplers import Callback
 from ..stages.decoding import blend_overlap, decode_chunks
 from ..stages.interpolation import GAP_STAGES, SKIP_FRAMES
 from ..stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
 from ..stages.run import Run, Text
-from ..stages.tokenizer import MAX_TOKENS, Tokenizer
 from .clip import Clip, LatentClip
+from .networks import Networks
+from .prompts import Prompts
 from .settings import DEFAULT_STEPS, LEVELS, Settings, resolve_settings
 
 
@@ -43,8 +40,8 @@ class Pipeline:
     Args:
         models: the opened files, see ``find_models``.
         device: where networks run.
-        dtype: dtype of the U-Nets; the text encoder takes bfloat16 where this is float16, which overflows at the
-            size of Flan-UL2, and MoVQ stays in float32 as release 1.1 has it.
+        dtype: dtype of the U-Nets; the text encoder takes bfloat16 (float32 on a device without) where this is float16,
+            which overflows at the size of Flan-UL2, and MoVQ stays in float32 as release 1.1 has it.
         keeps_networks: keep a stage's network after the stage; False frees it, for a small card.
         parity: "strict" keeps the networks as released, "fast" folds linear layer after linear layer, the same
             function up to rounding (``folding.fold``).
@@ -54,26 +51,16 @@ class Pipeline:
     """
 
     def __init__(
-        self,
-        models: ModelFiles,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-        keeps_networks: bool = True,
-        parity: Parity = "fast",
-        uses_graphs: bool = True,
-        defaults: Settings | None = None,
-        loras: Sequence[tuple[str | Path, float]] = (),
-    ) -> None:
-        self.models, self.device, self.dtype = with_loras(models, loras), torch.device(device), dtype
-        self.family = models.family
-        require_parity(parity)
-        self.keeps_networks, self.parity = keeps_networks, parity
+        self, models: ModelFiles, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+        keeps_networks: bool = True, parity: Parity = "fast", uses_graphs: bool = True,
+        defaults: Settings | None = None, loras: Sequence[tuple[str | Path, float]] = (),
+    ) -> None:  # fmt: skip
+        self.models, self.family = with_loras(models, loras), models.family
+        self.device, self.dtype = torch.device(device), dtype
         self.uses_graphs = uses_graphs and self.device.type == "cuda"
         self.defaults = defaults or Settings(fps="low", width=512, height=512)
-        self._networks: dict[str, Loaded] = {}
-        self._conditioners: dict[str, AbstractContextManager] = {}
-        self._tokenizer: Tokenizer | None = None
+        self.networks = Networks(self.models, self.device, dtype, parity, keeps_all=keeps_networks)
+        self.prompts = Prompts(self.networks)
 
     @classmethod
     def from_folder(cls, folder: str | Path, **options: Any) -> "Pipeline":
@@ -82,26 +69,7 @@ class Pipeline:
 
     def network(self, stage: str) -> Loaded:
         """Return the loaded file of a stage (``Kind.stage``), loading it the first time."""
-        if stage not in self._networks:
-            if not self.keeps_networks:
-                self._networks.clear()
-                self._conditioners.clear()
-            loaded = load_contents(
-                *self.models.require(stage), stage=stage, device=self.device, dtype=self._dtype_of(stage),
-                parity=self.parity,
-            )  # fmt: skip
-            if isinstance(loaded.network, UNet) and self.device.type != "cpu":
-                # A third of a U-Net's weights is read once per run; on the device they would only take room.
-                self._conditioners[stage] = park(loaded.network.conditioner_modules(), self.device)
-            self._networks[stage] = loaded
-        return self._networks[stage]
-
-    def _dtype_of(self, stage: str) -> torch.dtype:
-        if "movq" in stage:
-            return torch.float32
-        if stage in ("text_encoder", "projection") and self.dtype == torch.float16:
-            return torch.bfloat16
-        return self.dtype
+        return self.networks.get(stage)
 
     @property
     def decoder_stage(self) -> str:
@@ -111,17 +79,14 @@ class Pipeline:
     @property
     def gap_stage(self) -> str:
         """What fills gaps: the interpolation U-Net, or the masked-frame one in a folder that has no other."""
-        return (
-            "masked" if "masked" in self.models.files and "interpolation" not in self.models.files else "interpolation"
-        )
+        has = self.models.files.keys()
+        return "masked" if "masked" in has and "interpolation" not in has else "interpolation"
 
     @property
     def multiple(self) -> int:
         """Width and height must be multiples of this many pixels: 64 for the releases."""
-        movq = self.models.require(self.decoder_stage)[1].config
-        unets = [
-            self.models.files[stage][1].config for stage in ("keyframe", self.gap_stage) if stage in self.models.files
-        ]
+        files, movq = self.models.files, self.models.require(self.decoder_stage)[1].config
+        unets = [files[stage][1].config for stage in ("keyframe", self.gap_stage) if stage in files]
         return math.lcm(*(unet.side_multiple for unet in unets)) * movq.factor
 
     def resolve(self, settings: Settings) -> Settings:
@@ -133,54 +98,13 @@ class Pipeline:
         factor = self.models.require(self.decoder_stage)[1].config.factor
         return settings.height // factor, settings.width // factor
 
-    @torch.inference_mode()
     def encode_text(self, prompts: Sequence[str]) -> Text:
-        """Encode one prompt per clip.
+        """Encode one prompt per clip; an empty one is an ``InputError``."""
+        return self.prompts.encode(prompts)
 
-        Raises:
-            InputError: if a prompt is empty.
-        """
-        for prompt in prompts:
-            if not prompt.strip():
-                raise InputError("expected a prompt, got an empty text: describe what the video shows")
-        rows = [self._tokens(prompt) for prompt in prompts]
-        return self._encode(rows, [row.shape[1] for row in rows])
-
-    @torch.inference_mode()
     def encode_negative(self, negatives: Sequence[str], prompts: Sequence[str]) -> Text:
         """Encode negative prompts as release 1.0 does: cut to each prompt's length, under the prompt's mask."""
-        lengths = [self._tokens(prompt).shape[1] for prompt in prompts]
-        rows = [self._tokenizer.encode_negative(text, n) for text, n in zip(negatives, lengths, strict=True)]
-        return self._encode(rows, lengths)
-
-    def _tokens(self, prompt: str) -> Tensor:
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self.models.tokenizer)
-        return self._tokenizer.encode(prompt).ids
-
-    def _encode(self, rows: list[Tensor], lengths: list[int]) -> Text:
-        size = min(max(lengths) + 1, MAX_TOKENS)
-        ids, mask = (torch.zeros(len(rows), size, dtype=torch.long) for _ in range(2))
-        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            ids[i, : row.shape[1]] = row
-            mask[i, :length] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        hidden = self.network("text_encoder").network(ids, mask)
-        is_bad = ~hidden.isfinite().all(dim=2).all(dim=1)
-        if is_bad.any():
-            # Release 1.0: a prompt whose encoding overflows becomes an empty context; we say so.
-            warnings.warn("the text encoder overflowed, the prompt is ignored: use bfloat16 or float32", stacklevel=3)
-            hidden, mask = torch.where(is_bad[:, None, None], 0, hidden), torch.where(is_bad[:, None], 0, mask)
-        context, mask = project_context(hidden, mask, self._projection())
-        counted = (mask.sum(dim=1) + 1).clamp(max=MAX_TOKENS)
-        return Text(context.to(self.dtype), mask, counted)
-
-    def _projection(self) -> torch.nn.Module:
-        stage = "projection" if "projection" in self.models.files else "keyframe"
-        projection = self.network(stage).projection
-        if projection is None:
-            self.models.require("projection")
-        return projection.to(self._dtype_of("text_encoder"))
+        return self.prompts.encode_negative(negatives, prompts)
 
     def _run(
         self, stage: str, settings: Settings, stream: int, callback: Callback | None, *, clips: int, samples: int,
@@ -193,27 +117,13 @@ class Pipeline:
             is_stacked = fits(needed, free_bytes(self.device))
         noise = SeededNoise(stage_seeds(settings.seed, clips, stream))
         graphs = Graphs(CudaCapture(self.device)) if self.uses_graphs else None
-        return Run(noise, is_stacked, callback, self._conditioners.get(stage, nullcontext()), graphs)
-
-    def _null_embedding(self, stage: str) -> Tensor:
-        null_embedding = self.network(stage).null_embedding
-        if null_embedding is None:
-            raise CheckpointError(
-                f"expected a null embedding in the {stage} file of '{self.models.folder}', found none: convert the "
-                "authors' file, which holds one"
-            )
-        return null_embedding.to(self.dtype)
+        return Run(noise, is_stacked, callback, self.networks.conditioner(stage), graphs)
 
     @torch.inference_mode()
     def sample_keyframes(
-        self,
-        text: Text,
-        settings: Settings,
-        *,
-        negative: Text | None = None,
-        first_frame: Tensor | None = None,
+        self, text: Text, settings: Settings, *, negative: Text | None = None, first_frame: Tensor | None = None,
         callback: Callback | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Return keyframe latents ``[B, T, 4, h, w]``; clip i of a batch is the clip of ``seed + i`` alone.
 
         Args:
@@ -229,32 +139,18 @@ class Pipeline:
             "keyframe", settings, KEYFRAMES, callback, clips=text.context.shape[0],
             samples=branches * settings.num_frames, size=self._latent_size(settings),
         )  # fmt: skip
-        null = negative or text.unconditional(self._null_embedding("keyframe"))
+        null = negative or text.unconditional(self.networks.null_embedding("keyframe"))
+        shared = {
+            "num_frames": settings.num_frames, "guidance_scale": settings.guidance_scale,
+            "steps": settings.steps or DEFAULT_STEPS,
+        }  # fmt: skip
         if self.family == "1.0":
-            return sample_keyframes_v10(
-                loaded.network,
-                text,
-                null,
-                run,
-                size=self._latent_size(settings),
-                num_frames=settings.num_frames,
-                guidance_scale=settings.guidance_scale,
-                steps=settings.steps or DEFAULT_STEPS,
-            )
+            return sample_keyframes_v10(loaded.network, text, null, run, size=self._latent_size(settings), **shared)
         return sample_keyframes_v11(
-            loaded.network,
-            text,
-            null,
-            first_frame,
-            run,
-            num_frames=settings.num_frames,
-            guidance_scale=settings.guidance_scale,
-            image_guidance=settings.image_guidance,
-            motion_score=settings.motion_score,
-            noise_level=settings.noise_level,
-            uniform_noise=not settings.is_mended,
-            steps=settings.steps or DEFAULT_STEPS,
-        )
+            loaded.network, text, null, first_frame, run, image_guidance=settings.image_guidance,
+            motion_score=settings.motion_score, noise_level=settings.noise_level,
+            uniform_noise=not settings.is_mended, **shared,
+        )  # fmt: skip
 
     @torch.inference_mode()
     def sample_picture(self, text: Text, settings: Settings, callback: Callback | None = None) -> Tensor:
@@ -264,14 +160,9 @@ class Pipeline:
         size = tuple(2 * side for side in self._latent_size(settings))
         run = self._run("keyframe", settings, PICTURE, callback, clips=1, samples=2, size=size)
         latents = sample_picture_v11(
-            loaded.network,
-            text,
-            text.unconditional(self._null_embedding("keyframe")),
-            run,
-            size=size,
-            guidance_scale=settings.guidance_scale,
-            steps=settings.steps or DEFAULT_STEPS,
-        )
+            loaded.network, text, text.unconditional(self.networks.null_embedding("keyframe")), run, size=size,
+            guidance_scale=settings.guidance_scale, steps=settings.steps or DEFAULT_STEPS,
+        )  # fmt: skip
         # The last names of a network that low memory wants freed before the next one is loaded.
         del loaded, run
         return next(decode_chunks(self.network("movq").network, latents.float()))[0].permute(1, 2, 0).cpu()
@@ -286,15 +177,9 @@ class Pipeline:
 
     @torch.inference_mode()
     def interpolate(
-        self,
-        keyframes: Tensor,
-        settings: Settings,
-        *,
-        passes: int = 1,
-        first: int = 0,
-        text: Text | None = None,
+        self, keyframes: Tensor, settings: Settings, *, passes: int = 1, first: int = 0, text: Text | None = None,
         callback: Callback | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Return ``[B, T', 4, h, w]`` latents, T to 4T - 3 per pass; the frames given stay as they are.
 
         Args:
@@ -306,53 +191,36 @@ class Pipeline:
             callback: see ``sample_ddpm``.
         """
         stage = self.gap_stage
-        loaded, null, keyframes = self.network(stage), self._null_embedding(stage), keyframes.to(self.device)
+        loaded, null, keyframes = self.network(stage), self.networks.null_embedding(stage), keyframes.to(self.device)
         for i in range(first, first + passes):
             clips, frames, _, *sides = keyframes.shape
             samples = 2 * (frames - 1) * (GROUP_FRAMES if stage == "masked" else 1)
             run = self._run(stage, settings, pass_stream(i), callback, clips=clips, samples=samples, size=tuple(sides))
-            steps = settings.steps if self.family == "1.0" else None
+            skip = SKIP_FRAMES[min(i, len(SKIP_FRAMES) - 1)]
             keyframes = GAP_STAGES[stage](
-                loaded.network,
-                keyframes,
-                text,
-                null,
-                run,
-                steps=steps,
-                skip_frames=SKIP_FRAMES[min(i, len(SKIP_FRAMES) - 1)],
-                guidance_scale=settings.interpolation_guidance,
-            )
+                loaded.network, keyframes, text, null, run, steps=settings.steps if self.family == "1.0" else None,
+                skip_frames=skip, guidance_scale=settings.interpolation_guidance,
+            )  # fmt: skip
         return keyframes
 
-    def decode(
-        self,
-        latents: Tensor,
-        settings: Settings,
-        *,
-        decoder: str | None = None,
-        should_stop: Callable[[int, int], bool | None] | None = None,
-    ) -> Tensor:
+    def decode(self, latents: Tensor, settings: Settings, **options: Any) -> Tensor:
         """Return frames ``[F, H, W, 3]`` in 0..1 of one clip's latents ``[F, 4, h, w]``, on the CPU.
 
-        Arguments as in ``decode_chunks``.
+        Arguments and options as in ``decode_chunks``.
         """
-        config = self.network(decoder or self.decoder_stage).network.config
+        config = self.network(options.get("decoder") or self.decoder_stage).network.config
         height, width = (side * config.factor for side in latents.shape[-2:])
         frames, done = torch.empty(len(latents), height, width, config.out_ch), 0
-        for chunk in self.decode_chunks(latents, settings, decoder=decoder, should_stop=should_stop):
+        for chunk in self.decode_chunks(latents, settings, **options):
             frames[done : done + len(chunk)] = chunk
             done += len(chunk)
         return frames
 
     @torch.inference_mode()
     def decode_chunks(
-        self,
-        latents: Tensor,
-        settings: Settings,
-        *,
-        decoder: str | None = None,
+        self, latents: Tensor, settings: Settings, *, decoder: str | None = None,
         should_stop: Callable[[int, int], bool | None] | None = None,
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[Tensor]:  # fmt: skip
         """Yield frames ``[k, H, W, 3]`` in 0..1, on the CPU, as they are decoded.
 
         Args:
@@ -363,13 +231,11 @@ class Pipeline:
         """
         network = self.network(decoder or self.decoder_stage).network
         blends = settings.is_mended and network.config.is_video
-        for frames in decode_chunks(
-            network,
-            latents.to(self.device).float(),
-            shared_map=self.family == "1.1" and not settings.is_mended,
-            overlap=blend_overlap(len(latents)) if blends else 0,
-            should_stop=should_stop,
-        ):
+        chunks = decode_chunks(
+            network, latents.to(self.device).float(), shared_map=self.family == "1.1" and not settings.is_mended,
+            overlap=blend_overlap(len(latents)) if blends else 0, should_stop=should_stop,
+        )  # fmt: skip
+        for frames in chunks:
             yield frames.permute(0, 2, 3, 1).cpu()
 
     def generate(self, prompt: str, settings: Settings | None = None, **options: Any) -> Clip:
@@ -382,15 +248,9 @@ class Pipeline:
         return Clip(frames=frames, **vars(clip))
 
     def sample(
-        self,
-        prompt: str,
-        settings: Settings | None = None,
-        *,
-        negative: str | None = None,
-        picture: Tensor | None = None,
-        decoder: str | None = None,
-        progress: Progress | None = None,
-    ) -> LatentClip:
+        self, prompt: str, settings: Settings | None = None, *, negative: str | None = None,
+        picture: Tensor | None = None, decoder: str | None = None, progress: Progress | None = None,
+    ) -> LatentClip:  # fmt: skip
         """Make the latents of one clip from a prompt and, release 1.1, a picture to start from.
 
         Args:
@@ -432,13 +292,11 @@ class Pipeline:
     def _check_inputs(self, negative: str | None, picture: Tensor | None, passes: int, decoder: str | None) -> None:
         if self.family == "1.0" and picture is not None:
             raise InputError(
-                "expected no start picture for release 1.0, which reads text only, got one: leave it out "
-                "or use release 1.1"
+                "expected no start picture for release 1.0, which reads text only, got one: take release 1.1"
             )
         if self.family == "1.1" and negative:
             raise InputError(
-                "expected no negative prompt for release 1.1, which was not trained to read one, got one: "
-                "leave it out or use release 1.0"
+                "expected no negative prompt for release 1.1, which never learnt to read one, got one: take release 1.0"
             )
         needed = ["text_encoder", "keyframe", decoder or self.decoder_stage] + ([self.gap_stage] if passes else [])
         needed += ["movq"] if self.family == "1.1" and picture is None else []

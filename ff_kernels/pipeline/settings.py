@@ -29,7 +29,7 @@ class Settings:
         seed: 0 .. 2**63 - 1.
         is_mended: mend the releases' mistakes that show in pictures instead of keeping them: chunk seams and
             frame-0 attention of the 1.1 decoder, uniform noise on the first frame, black bars around a small
-            picture, 8-bit truncation on the way (paper.md, section 5).
+            picture, 8-bit truncation on the way (models/RELEASES.md says "mended" at each).
         is_stacked: run guidance branches in one batch, which is faster; False needs less memory; None decides by what
             the device has left.
     """

@@ -1,11 +1,9 @@
-"""What a sampling step needs beside its weights, and what a device has left."""
-
-import torch
+"""What a sampling step needs beside its weights."""
 
 # Live values per latent position and model channel at the peak of a step. The recorder counts 9 at 512x512 and
 # 640x384 for both U-Nets of release 1.0 and 11 where nothing is large enough to be run in parts.
 PEAK_VALUES = 12
-# What the vendor's libraries take as workspace, and the fragments that an allocator cannot use (kernels.md, section 4).
+# What the vendor's libraries take as workspace, and the fragments that an allocator cannot use: assumed.
 RESERVE_BYTES = 512 << 20
 
 
@@ -19,14 +17,6 @@ def step_bytes(samples: int, size: tuple[int, int], model_channels: int, element
         element_size: bytes of a number.
     """
     return PEAK_VALUES * samples * size[0] * size[1] * model_channels * element_size
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Return what torch can still allocate on a device, its own idle cache included; None where nobody knows."""
-    if device.type != "cuda":
-        return None
-    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + idle
 
 
 def fits(needed: int, free: int | None) -> bool:

@@ -1,9 +1,9 @@
 """A step recorded once and replayed: a CUDA graph over fixed buffers.
 
 A step of the full-size networks launches more than a thousand kernels, which cost a fast GPU more time on the host
-than on the device (kernels.md, E13). A graph launches them at once, but always on the same memory: what changes from
-step to step is copied into buffers first. Random numbers are drawn outside, so that their order stays that of the
-releases.
+than on the device (ops/EXACTNESS.md, "Recorded steps"). A graph launches them at once, but always on the same memory:
+what changes from step to step is copied into buffers first. Random numbers are drawn outside, so that their order stays
+that of the releases.
 """
 
 import warnings

@@ -116,7 +116,7 @@ def make_schedule_v10(steps: int = 50) -> Schedule:
     """
     tables = posterior_tables_v10(steps)
     # Release 1.0: the network is told i * (1000 // steps) although the noise at step i is that of the 1000-step
-    # schedule one told step later (paper.md, 5.2).
+    # schedule one told step later (models/RELEASES.md, "The step told is not the step taken").
     timesteps = torch.arange(steps) * (TRAIN_STEPS // steps)
     noise_gain = torch.exp(0.5 * tables.posterior_log_variance)
     noise_gain[0] = 0.0
@@ -187,7 +187,7 @@ def make_schedule_from_sigmas(sigmas: Tensor) -> Schedule:
     """
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise InputError(f"expected two or more sigmas, got {list(sigmas.shape)}: ask the schedule for more steps")
-    bars = 1 / (1 + sigmas.double().cpu().square())
+    bars = 1 / (1 + sigmas.cpu().double().square())
     steps = len(bars) - 1
     counts = torch.arange(steps - 1, -1, -1)
     draws = [bool(sigma > 0) for sigma in sigmas[1:]]

@@ -59,7 +59,8 @@ def interpolate(
     if is_v10:
         guidance_scale, steps = _default(guidance_scale, 0.25), _default(steps, 50)
         schedule, clip = make_schedule_v10(steps), "quantile"
-        # Release 1.0: the null text in both branches, two tokens long (paper.md, 5.1).
+        # Release 1.0: the null text in both branches, two tokens long (models/RELEASES.md,
+        # "Two null tokens, whatever the prompt").
         text = Text.of(*null_context(null_embedding, clips, NULL_TOKENS_V10))
     else:
         guidance_scale, steps = _default(guidance_scale, 0.5), _default(steps, 10)

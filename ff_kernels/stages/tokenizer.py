@@ -66,7 +66,8 @@ class Tokenizer:
             length: tokens of the positive prompt, end-of-sentence included.
 
         Returns:
-            ``[1, length]``, padded with 0 where shorter; the positive mask is used for it (paper.md, 5.2).
+            ``[1, length]``, padded with 0 where shorter; the positive mask is used for it
+            (models/RELEASES.md, "Negative prompt under the prompt's mask").
         """
         ids = [*self.processor.encode(text), self.processor.eos_id()][:length]
         ids[-1] = self.processor.eos_id()

@@ -5,11 +5,6 @@ from collections.abc import Callable
 from torch import nn
 
 
-def is_temporal(name: str) -> bool:
-    """Whether a parameter of a U-Net belongs to the parts over time, the position embedding included."""
-    return "temporal" in name
-
-
 def freeze(objective: nn.Module, trains: Callable[[str], bool]) -> None:
     """Leave only the parameters trainable whose names ``trains`` accepts, and that were trainable before."""
     for name, parameter in objective.named_parameters():

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..errors import InputError
+from ..models.temporal_blocks import is_temporal
 from ..models.unet import UNet
-from .freezing import is_temporal
 
 LAYERS = ("temporal", "attention", "all")
 _PROJECTIONS = ("to_query", "to_key", "to_value", "output_layer")

@@ -164,7 +164,8 @@ class _GapObjective(nn.Module):
         ``show`` makes samples ``[B, N, C, h, w]`` for the network of the noisy ones, adding what is known.
         """
         B, G = clean.shape[:2]
-        # Release 1.0: two tokens of context, the null embedding and a zero (golden ``v10_pipeline``).
+        # Release 1.0: two tokens of context, the null embedding and a zero (models/RELEASES.md,
+        # "Two null tokens, whatever the prompt").
         context, mask = null_context(self.null_embedding, B, NULL_TOKENS_V10)
         conditions = self.unet.prepare(
             context, mask, timesteps[None], num_gaps=G, skip_frames=skip_frames, noise_level=noise_level

@@ -54,7 +54,7 @@ def relative_error(out: Tensor, expected: Tensor) -> float:
     """Return ``||out - expected|| / ||expected||``; infinite where shapes differ or a value is not finite."""
     if out.shape != expected.shape:
         return math.inf
-    out, expected = out.double(), expected.double()
+    out, expected = out.cpu().double(), expected.cpu().double()
     scale = expected.norm().item() or 1.0
     error = (out - expected).norm().item() / scale
     return error if math.isfinite(error) else math.inf
@@ -81,7 +81,7 @@ def _kind(case: dict[str, Any], t: dict[str, Tensor], name: str) -> tuple[Callab
         return check_keyframe_unet, "1.1" if "image_in_layer.weight" in keys else "1.0"
     raise InputError(
         "expected a case of a U-Net, MoVQ, text encoder, schedule or pipeline, got none of these: "
-        "see the format in tests/golden/README.md"
+        "see the format in ff_kernels/verify/README.md"
     )
 
 
@@ -138,7 +138,7 @@ def verify_case(path: Path, parity: Parity = "strict") -> list[Check]:
             SafetensorError) as error:  # fmt: skip
         raise InputError(
             f"expected a reference case that runs in '{path}', got {type(error).__name__}: {_first_line(error)}: see "
-            "the format in tests/golden/README.md"
+            "the format in ff_kernels/verify/README.md"
         ) from error
     return [
         Check(name, key, relative_error(outputs[key][0], tensors[key]), outputs[key][1], parity)
@@ -163,7 +163,7 @@ def find_cases(folder: Path) -> list[Path]:
     if not cases:
         raise InputError(
             f"expected reference cases (NAME.json beside NAME.safetensors) in '{folder}', got none: "
-            "name a folder such as tests/golden"
+            "name a folder that holds such pairs"
         )
     return cases
 

@@ -127,7 +127,7 @@ def _sample(
     source.normal((B * T, C, h, w))
     if has_first_frame:
         source.uniform((B, C, h, w))
-    scales = (1 + sigmas.double().square()).sqrt().tolist()
+    scales = (1 + sigmas.cpu().double().square()).sqrt().tolist()
     ones = x.new_ones(B)
 
     def predict(frames: Tensor, step: int) -> Tensor:

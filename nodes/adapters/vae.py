@@ -22,7 +22,7 @@ from .._compat import (
 from .files import Weights
 
 # Bytes per pixel of a chunk and byte of the dtype at the peak: 10.8 GB for 5 frames of 512 x 512 in 16 bit, counted
-# for the released sizes (kernels.md section 1); encoding was not counted and is taken as half of that.
+# for the released sizes by the recorder; encoding was not counted and is taken as half of that.
 DECODE_BYTES_PER_PIXEL = 4200
 ENCODE_BYTES_PER_PIXEL = 2100
 FRAMES_PER_ENCODE = 4

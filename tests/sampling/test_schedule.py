@@ -12,7 +12,7 @@ from fusionframes.ff_kernels.sampling.schedule import (
     posterior_tables_v10,
 )
 
-# paper.md 5.4: values of the authors' 50-step table as (step, told, alpha_bar, x0 gain, x gain, log variance).
+# The authors' 50-step table (models/RELEASES.md, "Check values"): step, told, alpha_bar, x0 gain, x gain, log variance.
 RELEASE_V10 = [
     (1, 20, 0.99457002, 0.6787738, 0.3212281, -6.7361684),
     (10, 200, 0.87912256, 0.1708972, 0.8288091, -4.0030212),

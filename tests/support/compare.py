@@ -31,7 +31,7 @@ def assert_as_good_as_formula(got: Tensor, formula: Tensor, exact: Tensor) -> No
         (n, a) for n, a in zip(got.shape, formula.stride(), strict=True) if n > 1
     ]
     assert exact.dtype is torch.float64
-    # Triton's interpreter cuts bfloat16 results off instead of rounding them (kernels.md 3.1): one unit more.
+    # Triton's interpreter cuts bfloat16 results off instead of rounding them: one unit more.
     units = 2 if got.dtype is torch.bfloat16 and IS_INTERPRETING else 1
     bound = 2 * errors(got, formula, exact)[1] + units * ulp(exact, got.dtype)
     excess = (got.double() - exact).abs() - bound

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..algebra import exact, rounded
+
 # F(4, 3) of Winograd and Cook-Toom for the points 0, 1, -1, 2, -2 and infinity: four rows of output from six of input.
 WINDOW, ROWS = 6, 4
 _KERNEL = (
@@ -32,8 +34,9 @@ def residual_conv(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tens
 
 def winograd_taps(weight: Tensor) -> Tensor:
     """Formula of ``ops.winograd_taps``."""
-    kernel = torch.tensor(_KERNEL, dtype=torch.float64, device=weight.device)
-    return torch.einsum("pk,oikl->poli", kernel, weight.double()).to(weight.dtype).contiguous()
+    weights = exact(weight)
+    kernel = torch.tensor(_KERNEL, dtype=torch.float64, device=weights.device)
+    return rounded(torch.einsum("pk,oikl->poli", kernel, weights).contiguous(), weight)
 
 
 def winograd_conv(x: Tensor, taps: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -55,12 +58,12 @@ STILL, DOWN, ACROSS, BOTH = slice(0, 1), slice(1, 3), slice(3, 5), slice(5, 9)
 
 def nearest_kernels(weight: Tensor) -> Tensor:
     """Formula of ``ops.nearest_kernels``."""
-    exact = weight.double().permute(2, 3, 0, 1)  # [3, 3, O, I]
+    taps = exact(weight).permute(2, 3, 0, 1)  # [3, 3, O, I]
     # What a side is seen through: everything, or the first tap (of the even half) or the last (of the odd half).
-    down = torch.stack([exact.sum(0), -exact[0], exact[2]])
+    down = torch.stack([taps.sum(0), -taps[0], taps[2]])
     sides = torch.stack([down.sum(1), -down[:, 0], down[:, 2]], dim=1)  # [down, across, O, I]
     parts = (sides[:1, 0], sides[1:, 0], sides[0, 1:], sides[1:, 1:].flatten(0, 1))
-    return torch.cat(parts).to(weight.dtype)
+    return rounded(torch.cat(parts), weight)
 
 
 def nearest_conv(x: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:

@@ -26,7 +26,7 @@ def group_norm_mod(x: Tensor, rows: Tensor, groups: int, cyclic: bool, activate:
 
 def _finish(out: Tensor, x: Tensor, activate: bool) -> Tensor:
     out = (F.silu(out) if activate else out).to(x.dtype)
-    # Torch's norm on CUDA gives back plain contiguous memory whatever it was given (kernels.md, section 3).
+    # Torch's norm on CUDA gives back plain contiguous memory whatever it was given (ops/EXACTNESS.md, "Fused norm").
     return out.contiguous(memory_format=torch.channels_last)
 
 

@@ -35,7 +35,7 @@ def clip_to_range(denoised: Tensor) -> Tensor:
     """Clip to -1..1.
 
     Source: release 1.1 asks diffusers for a 0.995 quantile, whose divisor is limited to 1 and so never acts
-    (paper.md, 5.3); golden ``v11_pipeline``.
+    (models/RELEASES.md, "Threshold that never acts"); golden ``v11_pipeline``.
     """
     return denoised.clamp(-1.0, 1.0)
 

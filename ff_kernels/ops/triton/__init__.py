@@ -4,5 +4,6 @@ The registry imports this package when it is first asked for; nothing else may, 
 """
 
 from . import attention, linear, norm, step
+from ._runtime import missing_device
 
-__all__ = ["attention", "linear", "norm", "step"]
+__all__ = ["attention", "linear", "missing_device", "norm", "step"]

@@ -1,5 +1,6 @@
 """What depends on where Triton runs: a CUDA device, or the interpreter that tests use."""
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,6 +25,25 @@ FLOATS = Constraint(
     lambda *args: all(a.dtype in DTYPES for a in args if isinstance(a, Tensor)),
 )
 NOT_EMPTY = Constraint("x has elements", lambda x, *_: x.numel() > 0)
+
+
+def missing_device() -> str | None:
+    """Return what keeps kernels from running on this machine, or None."""
+    return None if torch.cuda.is_available() else "no CUDA device was found"
+
+
+def architecture(x: Tensor) -> str:
+    """Return what kernels for ``x`` are compiled for, such as "sm_89" or "gfx1100"; "" in the interpreter."""
+    return "" if _INTERPRETED else _architecture_of(x.device)
+
+
+@lru_cache(maxsize=64)
+def _architecture_of(device: torch.device) -> str:
+    if torch.version.hip:
+        # The name goes on with features of the card: gfx90a:sramecc+:xnack-.
+        return torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
 
 
 def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:

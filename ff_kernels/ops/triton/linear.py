@@ -9,10 +9,15 @@ from torch import Tensor
 
 from ..linear import _linear
 from ..registry import Constraint, forced_backend, implements
-from ._runtime import FLOATS, NOT_EMPTY, ON_DEVICE, dot, launch, same_dtype
+from ._runtime import FLOATS, NOT_EMPTY, ON_DEVICE, architecture, dot, launch, same_dtype
 
 # Below this many lines a product only streams its weights, which the vendor's library splits better.
 MIN_LINES = 128
+# Lines, outputs and inputs of a tile by bytes of a number, and for cards whose registers do not hold those (the rest
+# would go through memory). Two tiles of 128 would idle a quarter of the 192 outputs of the widest level.
+_TILES = {2: (128, 128, 64), 4: (128, 128, 32)}
+_TILES_OF_CARD = {"gfx11": {2: (128, 128, 32), 4: (64, 64, 16)}}
+_NARROW = 64
 
 
 @triton.jit
@@ -64,6 +69,17 @@ def _pays(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | Non
     return has_more and x.element_size() == 2 and x.numel() >= MIN_LINES * x.shape[-1]
 
 
+def _uses_matrix_units(x: Tensor, *_: object) -> bool:
+    return architecture(x) != "sm_75" or x.element_size() == 4
+
+
+def tile_of(architecture: str, outputs: int, element_size: int) -> dict[str, int]:
+    """Return the tile of a product: lines, outputs and inputs that a program works on at a time."""
+    by_size = next((tiles for card, tiles in _TILES_OF_CARD.items() if architecture.startswith(card)), _TILES)
+    lines, wide, inputs = by_size[element_size]
+    return {"LINES": lines, "OUTPUTS": wide if outputs % wide == 0 else _NARROW, "INPUTS": inputs}
+
+
 def _lines_of(x: Tensor) -> Tensor:
     """View ``[..., K]`` as ``[M, K]`` with K side by side; only layouts that allow no such view are copied."""
     lines = x.reshape(-1, x.shape[-1])
@@ -85,6 +101,11 @@ def _lines_of(x: Tensor) -> Tensor:
         lambda x, weight, bias, residual, _: residual is None or residual.shape == (*x.shape[:-1], weight.shape[0]),
     ),
     Constraint(
+        "the card is no Turing (sm_75) or x is float32: there Triton multiplies 16-bit numbers one by one, beside the "
+        "matrix units, and keeps the sums in memory",
+        _uses_matrix_units,
+    ),
+    Constraint(
         f"an activation or a residual follows on {MIN_LINES} or more lines of 16-bit numbers, "
         "else the vendor's product is faster (not asked where triton is forced)",
         _pays,
@@ -96,8 +117,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
     M = lines.shape[0]
     out = x.new_empty(*x.shape[:-1], N)
     after = out if residual is None else _lines_of(residual)
-    # Three tiles of 64 cover the 192 outputs of the widest level, two of 128 would idle a quarter.
-    tile = {"LINES": 128, "OUTPUTS": 128 if N % 128 == 0 else 64, "INPUTS": 64 if x.element_size() == 2 else 32}
+    tile = tile_of(architecture(x), N, x.element_size())
     may_round = torch.backends.cuda.matmul.allow_tf32
     launch(
         _linear_kernel, triton.cdiv(M, tile["LINES"]) * triton.cdiv(N, tile["OUTPUTS"]), lines, weight,
