@@ -1,4 +1,4 @@
-"""The command line ``fusionframes``: generate, verify, convert, info, evaluate, bench."""
+"""The command line ``fusionframes``: generate, verify, convert, info, evaluate, train, bench."""
 
 import argparse
 import os
@@ -11,6 +11,7 @@ from typing import Any
 from .. import __version__
 from ..errors import FusionFramesError, InputError
 from .progress import Bars
+from .train import add_train
 
 EXIT_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 DTYPES = ("float32", "float16", "bfloat16")
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_overrides(info)
     info.set_defaults(run=run_info)
     _add_evaluate(commands.add_parser("evaluate", help="measure clips against reference clips"))
+    add_train(commands.add_parser("train", help="teach a model your clips: a LoRA or a temporal fine-tune"))
     _add_bench(commands.add_parser("bench", help="time the engine against the release's formulation"))
     return parser
 

@@ -175,7 +175,8 @@ def cache_latents(
             problems.append(f"'{clip.files.name}': {error}")
             continue
         latents = {
-            name: torch.stack([encode(window * 2 - 1) for window in cut]).half().cpu() for name, cut in frames.items()
+            name: torch.stack([encode(window * 2 - 1) for window in cut]).half().cpu().contiguous()
+            for name, cut in frames.items()
         }
         _write(path, latents)
     if problems:

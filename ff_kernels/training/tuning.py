@@ -1,175 +1,52 @@
-"""What fine-tuning minimises: the paper's losses on latents and contexts that are worked out already.
+"""What a fine-tuning trains, and on what."""
 
-B clips, T keyframes, G gaps, L tokens, h and w latent sides.
-"""
+from dataclasses import dataclass
 
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from typing import Any
+from ..errors import InputError
 
-import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-
-from ..models.conditions import Conditions
-from ..models.interpolation_unet import InterpolationUNet
-from ..models.keyframe_unet import KeyframeUNet, keyframe_positions
-from ..models.text_encoder import NULL_TOKENS_V10, null_context
-from ..models.unet import UNet
-from ..runtime.parking import park
-from .losses import noise_error, velocity_error
+STAGES = ("keyframe", "interpolation")
+WHATS = ("lora", "temporal")
+# Keyframes are 0.5 s apart; the passes of the interpolation see frames a quarter and a sixteenth of that apart.
+KEYFRAME_FPS = 2.0
 
 
-class _Tuning(nn.Module):
-    """A U-Net whose text is a context already; what is frozen of it is read without a gradient."""
+@dataclass(frozen=True)
+class Tuning:
+    """What to train and how.
 
-    def __init__(self, unet: UNet, null_embedding: Tensor) -> None:
-        super().__init__()
-        self.unet = unet
-        self.register_buffer("null_embedding", null_embedding.float(), persistent=False)
-        self.conditioner: AbstractContextManager = nullcontext()
-
-    def place(self, device: torch.device, *, parks: bool) -> None:
-        """Move to a device; ``parks`` keeps what only ``prepare`` reads in memory and brings it there for each step."""
-        self.to(device)
-        if parks:
-            self.conditioner = park(self.unet.conditioner_modules(), device)
-
-    def prepared(self, context: Tensor, *args: Any, **options: Any) -> Conditions:
-        """Return what ``prepare`` returns; without a gradient where nothing that it reads trains."""
-        trains = any(p.requires_grad for m in self.unet.conditioner_modules() for p in m.parameters())
-        with torch.set_grad_enabled(trains), self.conditioner:
-            return self.unet.prepare(context.to(self.unet.in_layer.weight.dtype), *args, **options)
-
-    def text(self, context: Tensor, mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the null text in the place of rows where ``keep`` ``[B]`` is 0."""
-        null, null_mask = null_context(self.null_embedding.to(context), *mask.shape)
-        return torch.where(keep[:, None, None] > 0, context, null), torch.where(keep[:, None] > 0, mask, null_mask)
-
-    def predict(self, x: Tensor, conditions: Conditions) -> Tensor:
-        """Run the network on samples ``[N, C, h, w]`` and return float32."""
-        x = x.to(self.unet.in_layer.weight.dtype, memory_format=torch.channels_last)
-        return self.unet(x, conditions).float()
-
-
-class KeyframeTuning(_Tuning):
-    """Keyframes and caption to the noise in them (paper section 4.1): ``mean |eps - eps_theta|^2``.
-
-    Args:
-        unet: keyframe U-Net of either release.
-        null_embedding: ``[D]``.
-        max_weight: errors weigh as 1 / alpha_bar up to this; 1 is the paper's plain loss.
+    Attributes:
+        stage: "keyframe" or "interpolation".
+        what: "lora", or "temporal" for all parameters over time as a whole checkpoint.
+        layers: of a LoRA, see ``lora_layers``.
+        rank: of a LoRA.
+        size: side of a square bucket in pixels; other aspects have its area.
+        keyframe_fps: rate of keyframes in the clips.
+        source_fps: rate of PNG sequences.
+        noise_weight: errors of noise weigh as 1 / alpha_bar up to this, 1 is the paper's loss.
+        checkpoints: run every block again in the backward pass instead of keeping what is inside.
+        parks: keep what only the conditions need in memory; None: where the device is no CPU.
+        seed: of factors, data and noise.
+        prompts: what to draw while it trains.
+        sample_every: steps between two sheets.
+        sample_steps: sampling steps of a sheet.
     """
 
-    unet: KeyframeUNet
+    stage: str = "keyframe"
+    what: str = "lora"
+    layers: str = "temporal"
+    rank: int = 16
+    size: int = 512
+    keyframe_fps: float = KEYFRAME_FPS
+    source_fps: float = 24.0
+    noise_weight: float = 1.0
+    checkpoints: bool = True
+    parks: bool | None = None
+    seed: int = 0
+    prompts: tuple[str, ...] = ()
+    sample_every: int = 0
+    sample_steps: int = 20
 
-    def __init__(self, unet: KeyframeUNet, null_embedding: Tensor, max_weight: float = 1.0) -> None:
-        super().__init__(unet, null_embedding)
-        self.max_weight = max_weight
-
-    def forward(
-        self,
-        latents: Tensor,
-        noise: Tensor,
-        context: Tensor,
-        mask: Tensor,
-        lengths: Tensor,
-        keep: Tensor,
-        timesteps: Tensor,
-        alpha_bar: Tensor,
-        *first_frame: Tensor,
-    ) -> Tensor:
-        """Return the weighted error of the noise predicted for ``latents`` ``[B, T, 4, h, w]``.
-
-        Args:
-            latents: clean keyframes.
-            noise: as ``latents``.
-            context: ``[B, L, D]`` captions.
-            mask: ``[B, L]``.
-            lengths: ``[B]`` what the pooling mean divides by.
-            keep: ``[B]``, 0 where the null text takes the caption's place.
-            timesteps: ``[B]``.
-            alpha_bar: ``[B]`` cumulative alpha at each.
-            *first_frame: release 1.1: condition ``[B, T, 5, h, w]``, noise level ``[B]``, motion score ``[B]``.
-        """
-        B, T = latents.shape[:2]
-        bar = alpha_bar[:, None, None, None, None]
-        x, options = bar.sqrt() * latents + (1 - bar).sqrt() * noise, {}
-        if first_frame:
-            condition, level, score = first_frame
-            x, options = torch.cat([x, condition], dim=2), {"noise_level": level, "motion_score": score}
-        context, mask = self.text(context, mask, keep)
-        positions = keyframe_positions(self.unet.config.family, T)
-        conditions = self.prepared(
-            context, mask, timesteps[None], lengths=lengths, positions=positions, num_frames=T, **options
-        )
-        out = self.predict(x.flatten(0, 1), conditions).unflatten(0, (B, T))
-        return noise_error(out, noise, alpha_bar, self.max_weight).mean()
-
-
-class GapTuning(_Tuning):
-    """Noisy gap frames between two keyframes to v of the gap frames (paper section 4.3).
-
-    Args:
-        unet: interpolation U-Net of either release.
-        null_embedding: ``[D]``.
-        min_weight: errors weigh as 1 - alpha_bar down to this; 1 is the paper's plain loss.
-    """
-
-    unet: InterpolationUNet
-
-    def __init__(self, unet: InterpolationUNet, null_embedding: Tensor, min_weight: float = 1.0) -> None:
-        super().__init__(unet, null_embedding)
-        self.min_weight = min_weight
-
-    def forward(
-        self,
-        keyframes: Tensor,
-        inner: Tensor,
-        noise: Tensor,
-        context: Tensor,
-        mask: Tensor,
-        lengths: Tensor,
-        keep: Tensor,
-        skip_frames: Tensor,
-        noise_level: Tensor,
-        timesteps: Tensor,
-        alpha_bar: Tensor,
-    ) -> Tensor:
-        """Return the weighted v-error of ``inner [B, G, 12, h, w]`` between ``keyframes [B, G + 1, 4, h, w]``.
-
-        Where ``keep`` is 0 neither the keyframes are shown nor, in release 1.1, text and mixing over time.
-        """
-        B, G = inner.shape[:2]
-        if self.unet.config.family == "1.0":
-            context, mask = null_context(self.null_embedding, B, NULL_TOKENS_V10)
-            lengths, options = None, {}
-        else:
-            context, mask = self.text(context, mask, keep)
-            options = {"merge": keep}
-        conditions = self.prepared(
-            context, mask, timesteps[None], lengths=lengths, num_gaps=G, skip_frames=skip_frames,
-            noise_level=noise_level, **options,
-        )  # fmt: skip
-        bar = alpha_bar[:, None, None, None, None]
-        ends = keyframes * keep[:, None, None, None, None]
-        x = torch.cat([ends[:, :-1], bar.sqrt() * inner + (1 - bar).sqrt() * noise, ends[:, 1:]], dim=2)
-        out = self.predict(x.flatten(0, 1), conditions).unflatten(0, (B, G))
-        return velocity_error(out, inner, noise, alpha_bar, self.min_weight).mean()
-
-
-def checkpoint_blocks(unet: UNet) -> int:
-    """Let every block run a second time in the backward pass instead of keeping what is inside; return their number."""
-    blocks = [
-        block
-        for level in (*unet.down_samples, *unet.up_samples)
-        for block in (
-            level.self_attention_block, level.temporal_attention_block,
-            *(part for unit in level.resnet_attn_blocks for part in unit),
-        )
-        if not isinstance(block, nn.Identity)
-    ]  # fmt: skip
-    for block in blocks:
-        # Nothing in a block draws random numbers.
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-    return len(blocks)
+    def __post_init__(self) -> None:
+        for name, value, allowed in (("stage", self.stage, STAGES), ("what", self.what, WHATS)):
+            if value not in allowed:
+                raise InputError(f"expected {name} as one of {', '.join(allowed)}, got '{value}': choose one of them")
