@@ -159,9 +159,7 @@ def test_loras_go_to_the_unet_that_they_name_and_a_folder_passes_over_them(tmp_p
     merged = files["interpolation"][0].tensors[f"{name}.weight"]
     assert torch.equal(merged, (weight.float() + (up @ down).reshape(weight.shape)).to(weight.dtype))
     write_lora(path, {name: (up, down)}, 1.0, Kind("keyframe", "1.1"), {})
-    with pytest.raises(
-        CheckpointError, match=r"expected a LoRA for release 1\.0 in .*got one of the keyframe"
-    ):
+    with pytest.raises(CheckpointError, match=r"expected a LoRA for release 1\.0 in .*got one of the keyframe"):
         with_loras(models, [(path, 1.0)])
     for file in [*WEIGHTS.glob("*/*")]:
         (tmp_path / file.name).symlink_to(file)
