@@ -165,11 +165,11 @@ def cache_latents(
     """
     paths, problems = [], []
     for clip in clips:
-        path = folder / f"{_key(clip, windows, source)}.safetensors"
-        paths.append(path)
-        if _opens(path):
-            continue
         try:
+            path = folder / f"{_key(clip, windows, source)}.safetensors"
+            paths.append(path)
+            if _opens(path):
+                continue
             frames = read_windows(clip, windows)
         except FusionFramesError as error:
             problems.append(f"'{clip.files.name}': {error}")
