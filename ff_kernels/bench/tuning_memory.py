@@ -1,9 +1,14 @@
 """Memory of fine-tuning, counted on tensors without contents: one forward and backward pass under the recorder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from ..checkpoints.detection import Kind
 from ..checkpoints.loading import build_network
@@ -14,7 +19,7 @@ from ..training.batches import GAP_WINDOW
 from ..training.finetune import Job
 from ..training.freezing import freeze
 from ..training.lora import attach_lora
-from ..training.objectives import GapTuning, KeyframeTuning, checkpoint_blocks
+from ..training.objectives import checkpoint_blocks
 from ..training.tuning import Tuning
 from .recorder import record
 
@@ -61,7 +66,7 @@ def count_memory(
         dtype: of frozen weights and activations.
         parks: whether what only ``prepare`` reads waits in memory.
     """
-    with torch.device("meta"), torch.enable_grad():
+    with torch.enable_grad():
         unet = build_network(Kind(config.stage, config.family, config), device="meta", dtype=dtype)
         conditioner = sum(p.nbytes for m in unet.conditioner_modules() for p in m.parameters())
         if tuning.what == "lora":
@@ -73,27 +78,63 @@ def count_memory(
         trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
         frozen = sum(p.nbytes for p in unet.parameters() if not p.requires_grad)
         parked = conditioner if parks and tuning.what == "lora" else 0
-        activations = _activations(unet, config, size, batch)
+        activations = _activations(unet, tuning, size, batch)
     # The pass leaves gradients in the dtype of the computation; they are counted among what is trained.
     return Memory(frozen - parked, parked, trained * _BYTES_PER_TRAINED, activations)
 
 
-def _activations(unet: UNet, config: UNetConfig, size: tuple[int, int], batch: int) -> int:
-    null = torch.zeros(config.context_dim)
-    text = (torch.zeros(batch, _TOKENS, config.context_dim), torch.ones(batch, _TOKENS), torch.full((batch,), _TOKENS))
-    keep, levels = torch.ones(batch), (torch.zeros(batch), torch.full((batch,), 0.5))
-    if config.stage == "keyframe":
-        latents = torch.zeros(batch, config.num_frames, 4, *size)
-        shown = torch.zeros(batch, config.num_frames, 5, *size)
-        first = () if config.family == "1.0" else (shown, torch.zeros(batch), torch.zeros(batch))
-        objective, inputs = KeyframeTuning(unet, null), (latents, latents, *text, keep, *levels, *first)
-    else:
-        gaps = (GAP_WINDOW - 1) // 4
-        keyframes, inner = torch.zeros(batch, gaps + 1, 4, *size), torch.zeros(batch, gaps, 12, *size)
-        skips = torch.ones(batch, dtype=torch.long)
-        objective = GapTuning(unet, null)
-        inputs = (keyframes, inner, inner, *text, keep, skips, torch.zeros(batch), *levels)
-    return record(lambda: objective(*inputs).backward(), unet).peak_bytes
+def _activations(unet: UNet, tuning: Tuning, size: tuple[int, int], batch: int) -> int:
+    """Return the most bytes alive while loss and gradients of a batch are worked out."""
+    config, dtype = unet.config, next(unet.parameters()).dtype
+    # Which tokens are valid decides shapes, so that the mask has contents.
+    told = torch.zeros(batch, _TOKENS, config.context_dim, dtype=dtype, device="meta"), torch.ones(batch, _TOKENS)
+    steps, numbers = torch.zeros(1, batch), torch.zeros(batch)
+    with torch.set_grad_enabled(tuning.what == "temporal"):
+        if config.stage == "keyframe":
+            frames, options = config.num_frames, {"positions": torch.zeros(config.num_frames)}
+            if config.family == "1.1":
+                options |= {"noise_level": numbers, "motion_score": numbers}
+            conditions = unet.prepare(*told, steps, num_frames=frames, **options)
+        else:
+            frames = (GAP_WINDOW - 1) // 4
+            conditions = unet.prepare(*told, steps, num_gaps=frames, skip_frames=numbers, noise_level=numbers)
+    x = torch.zeros(batch * frames, config.num_channels, *size, dtype=dtype, device="meta")
+    x = x.to(memory_format=torch.channels_last)
+
+    @torch.enable_grad()
+    def step() -> None:
+        with _fused():
+            unet(x, conditions).float().square().mean().backward()
+
+    return record(step, unet, fuses_attention=False).peak_bytes
+
+
+class _FusedAttention(torch.autograd.Function):
+    """What fused kernels keep for the backward pass: inputs, result and a number per query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+@contextmanager
+def _fused() -> Iterator[None]:
+    """Put ``_FusedAttention`` in the place of what tensors without contents fall back to.
+
+    A mode of torch would not do: it is off in the backward pass, where blocks run a second time.
+    """
+    kept = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = lambda query, key, value, **_: _FusedAttention.apply(query, key, value)
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = kept
 
 
 def memory_of(job: Job) -> Memory:

@@ -194,6 +194,9 @@ def finetune(job: Job, show: Callable[[str], None]) -> bool:
     trains = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     show(f"{trains:,} parameters of the {job.tuning.stage} U-Net train")
     batches = Batches(samples, prior, loaded.kind.config)
+    for stale in job.folder.glob(f".*{Path(_STATE).suffix}"):
+        # A run that was killed while it wrote its state leaves what it had.
+        stale.unlink()
     report = Report(job.folder, job.config.steps)
     sheets = SampleSheets(job.models, loaded, contexts, samples, job.tuning, job.folder / _SHEETS)
     with torch.enable_grad(), SignalStop() as stop:
