@@ -6,7 +6,14 @@ class FusionFramesError(Exception):
 
 
 class InputError(FusionFramesError, ValueError):
-    """A value that a user gave is outside what the model or the file format allows."""
+    """A value that a user gave is outside what the model or the file format allows.
+
+    ``setting`` names what would change it, for a host that has another word for it, such as a flag.
+    """
+
+    def __init__(self, message: str, setting: str | None = None) -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 class ShapeError(FusionFramesError, ValueError):

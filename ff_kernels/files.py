@@ -6,12 +6,19 @@ interrupted leaves nothing half-written.
 
 import errno
 import os
+import platform
+import re
 import secrets
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from .errors import FusionFramesError, OutputError
+
+_HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+_TEMPORARY = re.compile(rf"\.ff-{_HOST}-(\d+)-[0-9a-f]+-\d+(\.\w+)?$")
 
 
 @contextmanager
@@ -35,7 +42,11 @@ def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
     Errors as of ``atomic_path``; the first path is named.
     """
-    token = secrets.token_hex(6)
+    # A link stays one: what it leads to is replaced.
+    paths = [Path(os.path.realpath(path)) if path.is_symlink() else path for path in paths]
+    for folder in {path.parent for path in paths}:
+        clear_leftovers(folder)
+    token = f"{_HOST}-{os.getpid()}-{secrets.token_hex(6)}"
     temporaries = [path.with_name(f".ff-{token}-{i}{path.suffix}") for i, path in enumerate(paths)]
     renaming = False
     try:
@@ -56,6 +67,33 @@ def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
         if isinstance(error, OSError) and not isinstance(error, FusionFramesError):
             raise OutputError(f"could not write '{paths[0]}': {reason_of(error)}") from error
         raise
+
+
+@cache
+def clear_leftovers(folder: Path) -> None:
+    """Remove temporary files of processes of this machine that were killed while they wrote into a folder.
+
+    Once per folder and process, as a folder may hold very many files. Windows keeps them: a process cannot be asked
+    there whether it lives without ending it.
+    """
+    if os.name == "nt":
+        return
+    with suppress(OSError):
+        for path in folder.iterdir():
+            match = _TEMPORARY.match(path.name)
+            if match and not _lives(int(match[1])):
+                with suppress(OSError):
+                    path.unlink()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def reason_of(error: OSError) -> str:

@@ -5,8 +5,10 @@ from torch import Tensor
 
 from ..ff_kernels.errors import InputError
 from ..ff_kernels.media.pictures import fit_covering, to_rgb
+from ..ff_kernels.models.configs import KEYFRAME_V10, LatentSpace, check_sides
 from ..ff_kernels.models.text_encoder import null_context
 from ..ff_kernels.sampling.schedule import TRAIN_STEPS
+from ..ff_kernels.stages.releases import MOTION_SCORES, V10, V11
 from ..ff_kernels.stages.tokenizer import MAX_TOKENS
 from ._api import io, ui
 from ._compat import mm, show_text
@@ -16,7 +18,7 @@ from .adapters.vae import movq_of
 from .widgets import ALIASES
 
 # Pixels per latent position and side, in both releases.
-FACTOR = 8
+FACTOR = LatentSpace.factor
 # Width, height and factor of the released sizes; the first entry leaves the choice to the widgets above it.
 AS_GIVEN = "width and height above"
 PRESETS = {
@@ -26,10 +28,8 @@ PRESETS = {
     "384 x 640, tall": (384, 640, FACTOR),
     "64 x 64, demo": (64, 64, 4),
 }
-# Latent sides must be multiples of this: the released U-Nets halve them three times.
-SIDE_MULTIPLE = 8
 NOISE_MAX = TRAIN_STEPS - 1
-MOTION = {"1: still": 1, "10: slow": 10, "50: medium": 50, "100: fast": 100}
+MOTION = {f"{score}: {word}": score for word, score in MOTION_SCORES.items()}
 
 
 def _size_inputs(keyframes: int) -> list[io.Int.Input]:
@@ -42,14 +42,14 @@ def _size_inputs(keyframes: int) -> list[io.Int.Input]:
             default=keyframes,
             min=1,
             max=256,
-            tooltip="Frames of the storyline, 2 per second in the releases. Trained on 15 (release 1.0), 12 (1.1), 5 "
-            "(demo).",
+            tooltip="Frames of the storyline, 2 per second in the releases. Trained on "
+            f"{V10.keyframes} (release 1.0), {V11.keyframes} (1.1), 5 (demo).",
         ),
     ]
 
 
 def check_size(width: int, height: int, factor: int) -> None:
-    """Refuse sizes that no released U-Net takes, naming the next one that it does.
+    """Refuse sizes that no released U-Net takes, naming the nearest one that it does.
 
     Args:
         width: pixels.
@@ -60,11 +60,8 @@ def check_size(width: int, height: int, factor: int) -> None:
         InputError: naming the input, the multiple and the nearest size.
     """
     # A smaller factor than the releases' belongs to a model that halves its latents fewer times.
-    multiple = factor * SIDE_MULTIPLE if factor == FACTOR else 2 * factor
-    for name, value in (("width", width), ("height", height)):
-        if value < multiple or value % multiple:
-            near = max(1, round(value / multiple)) * multiple
-            raise InputError(f"{name} expected a multiple of {multiple} pixels, got {value}: take {near}")
+    multiple = factor * KEYFRAME_V10.side_multiple if factor == FACTOR else 2 * factor
+    check_sides(width, height, multiple)
 
 
 class TextEncode(io.ComfyNode):
@@ -150,7 +147,7 @@ class EmptyLatent(io.ComfyNode):
             description="An empty video latent of the wanted size and number of keyframes.",
             search_aliases=ALIASES,
             inputs=[
-                *_size_inputs(15),
+                *_size_inputs(V10.keyframes),
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
@@ -188,11 +185,25 @@ class EmptyLatent(io.ComfyNode):
 def empty_latent(width: int, height: int, keyframes: int, factor: int, clips: int = 1) -> dict[str, Tensor]:
     """Return an all-zero LATENT."""
     if keyframes < 1:
-        raise InputError(f"keyframes expected 1 or more, got {keyframes}: the releases have 15 and 12")
+        raise InputError(
+            f"keyframes expected 1 or more, got {keyframes}: the releases have {V10.keyframes} and {V11.keyframes}"
+        )
     samples = torch.zeros(
         clips, CHANNELS, keyframes, height // factor, width // factor, device=mm.intermediate_device()
     )
     return {"samples": samples}
+
+
+def motion_score_of(label: str) -> int:
+    """Return the motion score of a label, which it begins with; the words behind it have changed and may again.
+
+    Raises:
+        InputError: if it begins with none of the four.
+    """
+    score = str(label).partition(":")[0].strip()
+    if score not in map(str, MOTION.values()):
+        raise InputError(f"motion expected one of {', '.join(MOTION)}, got {label!r}: choose one of them")
+    return int(score)
 
 
 class ImageToVideo(io.ComfyNode):
@@ -215,20 +226,21 @@ class ImageToVideo(io.ComfyNode):
                 io.Image.Input(
                     "image", tooltip="The first frame, any size. Several pictures make a batch of clips, one each."
                 ),
-                *_size_inputs(12),
+                *_size_inputs(V11.keyframes),
                 io.Combo.Input(
                     "motion",
                     options=list(MOTION),
-                    default="10: slow",
+                    default=next(label for label, score in MOTION.items() if score == V11.motion_score),
                     tooltip="How much moves, as the motion score 1 to 100 that the model was trained with.",
                 ),
                 io.Int.Input(
                     "noise_augmentation",
-                    default=20,
+                    display_name="noise_level",
+                    default=V11.noise_level,
                     min=0,
                     max=NOISE_MAX,
-                    tooltip="Diffusion steps of noise on the picture, 0 to 999; the release uses 20. More lets the "
-                    "video leave the picture behind.",
+                    tooltip=f"Diffusion steps of noise on the picture, 0 to 999; the release uses {V11.noise_level}. "
+                    "More lets the video leave the picture behind.",
                 ),
             ],
             outputs=[
@@ -237,6 +249,14 @@ class ImageToVideo(io.ComfyNode):
                 io.Latent.Output(display_name="latent"),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, motion: str | None) -> bool | str:
+        """Let labels of older workflows pass, which the list no longer holds; None comes through a link."""
+        try:
+            return motion is None or bool(motion_score_of(motion))
+        except InputError as error:
+            return str(error)
 
     @classmethod
     def execute(
@@ -254,15 +274,15 @@ class ImageToVideo(io.ComfyNode):
         """Encode the picture and add it to both conditionings."""
         if not 0 <= noise_augmentation <= NOISE_MAX:
             raise InputError(
-                f"noise_augmentation expected 0 to {NOISE_MAX} diffusion steps, got {noise_augmentation}: the release "
-                "uses 20"
+                f"noise_level expected 0 to {NOISE_MAX} diffusion steps, got {noise_augmentation}: the release uses "
+                f"{V11.noise_level}"
             )
         factor = movq_of(vae).movq.config.factor
         check_size(width, height, factor)
         frames = torch.stack([fit_covering(to_rgb(picture, "image"), width, height) for picture in image])
         # Pictures are stills of clips of their own: encoded one by one, they never share the time axis.
         latents = torch.cat([vae.encode(frame[None])[:, :, 0] for frame in frames])
-        values = {FIRST_FRAME: latents, NOISE_LEVEL: noise_augmentation, MOTION_SCORE: MOTION[motion]}
+        values = {FIRST_FRAME: latents, NOISE_LEVEL: noise_augmentation, MOTION_SCORE: motion_score_of(motion)}
         return io.NodeOutput(
             with_values(positive, **values),
             with_values(negative, **values),

@@ -30,8 +30,7 @@ class MoVQDecode(io.ComfyNode):
             display_name="FusionFrames MoVQ Decode",
             category="FusionFrames/latent",
             description="Decodes a video latent a few frames at a time, so that memory depends on the chunk and not "
-            "on the "
-            "length of the video. Shows progress and can be cancelled between chunks.",
+            "on the length of the video. Shows progress and can be cancelled between chunks.",
             search_aliases=ALIASES,
             inputs=[
                 io.Vae.Input("vae", tooltip="From FusionFrames Load MoVQ."),

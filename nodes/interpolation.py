@@ -5,19 +5,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ff_kernels.errors import InputError, ShapeError
-from ..ff_kernels.sampling.noise import SeededNoise, pass_stream, stage_seeds
-from ..ff_kernels.stages.interpolation import GAP_STAGES, SKIP_FRAMES
-from ..ff_kernels.stages.masking import fill_missing, find_missing_runs, frame_mask
+from ..ff_kernels.errors import InputError
+from ..ff_kernels.sampling.noise import Noise
+from ..ff_kernels.stages.interpolation import GAP_STAGES, interpolate_passes
+from ..ff_kernels.stages.masking import Fill, fill_missing, find_missing_runs, frame_mask
+from ..ff_kernels.stages.presets import RELEASED
+from ..ff_kernels.stages.releases import RELEASES, V10, V11
 from ..ff_kernels.stages.run import Run, Text
 from ._api import io
 from ._compat import mm
-from .adapters.conditioner import Loaded
+from .adapters.conditioner import LoadedToPrepare
 from .adapters.latent import Conditioning, as_latent, latent_frames
-from .adapters.model import GAP_NETWORKS, CoreModel, EngineView, network_of
+from .adapters.model import CoreModel, EngineView, network_of
 from .adapters.progress import StepReport
 from .adapters.text import text_of
-from .widgets import ALIASES, check_steps, seed_input, steps_input
+from .widgets import ALIASES, CUSTOM, chosen_steps, preset_input, seed_input, solver_input, steps_input
 
 
 def _inputs() -> list[Any]:
@@ -25,15 +27,18 @@ def _inputs() -> list[Any]:
         io.Model.Input("model", tooltip="Interpolation U-Net from FusionFrames Load Model."),
         io.Latent.Input("latent", tooltip="Frames [B, 4, T, h, w] of MoVQ; they pass through bit for bit."),
         seed_input(),
-        steps_input("Sampling steps of each pass, 1 to 1000; release 1.0 and the demo use 50, release 1.1 uses 10."),
+        steps_input(
+            f"Sampling steps of each pass, 1 to 1000; release 1.0 and the demo use {V10.interpolation.steps}, release "
+            f"1.1 uses {V11.interpolation.steps}."
+        ),
         io.Float.Input(
             "guidance_scale",
-            default=0.25,
+            default=V10.interpolation.guidance_scale,
             min=0.0,
             max=10.0,
             step=0.05,
-            tooltip="Guidance w; release 1.0 uses 0.25, release 1.1 0.5. More than about 0.5 collapses onto the "
-            "keyframes.",
+            tooltip=f"Guidance w; release 1.0 uses {V10.interpolation.guidance_scale:g}, release 1.1 "
+            f"{V11.interpolation.guidance_scale:g}. More than about 0.5 collapses onto the keyframes.",
         ),
     ]
 
@@ -44,65 +49,34 @@ def _text_input() -> Any:
     )
 
 
-class _Passes:
-    """Interpolation passes over the network of a MODEL, loaded and checked."""
-
-    def __init__(
-        self,
-        model: Any,
-        frames: Tensor,
-        positive: Conditioning | None,
-        *,
-        seed: int,
-        steps: int,
-        guidance_scale: float,
-        stages: int,
-    ) -> None:
-        check_steps(steps)
-        self.network, core = network_of(model, GAP_NETWORKS, "model")
-        self.clips, self.device = frames.shape[0], model.load_device
-        like = torch.empty(0, device=self.device, dtype=core.get_dtype_inference())
-        self.null = _null_embedding(core).to(like)
-        self.text = _text(self.network, core, positive, self.clips, like)
-        self.seed, self.options = seed, {"steps": steps, "guidance_scale": guidance_scale}
-        self.report = StepReport(model, steps * stages, clips=self.clips)
-        multiple = self.network.config.side_multiple
-        if any(side % multiple for side in frames.shape[-2:]):
-            raise ShapeError(
-                f"latent expected sides that are multiples of {multiple}, got {list(frames.shape[-2:])}: encode "
-                "frames of "
-                f"another size"
-            )
-
-        # Per gap the interpolation runs one sample of three frames, the baseline five samples.
-        channels = 5 * frames.shape[2] if self.network.config.stage == "masked" else 3 * frames.shape[2]
-        gaps = [2 * frames.shape[0], channels, frames.shape[1], *frames.shape[-2:]]
-        self.loaded = Loaded(model, model.memory_required(gaps))
-
-    def __call__(self, frames: Tensor, passes: int) -> Tensor:
-        """Return ``[B, T', 4, h, w]`` of ``[B, T, 4, h, w]``."""
-        frames = frames.to(self.device)
-        with torch.inference_mode():
-            for i in range(passes):
-                noise = SeededNoise(stage_seeds(self.seed, self.clips, pass_stream(i)))
-                frames = GAP_STAGES[self.network.config.stage](
-                    self.network,
-                    frames,
-                    self.text,
-                    self.null,
-                    Run(noise, callback=self.report, conditioner=self.loaded),
-                    skip_frames=SKIP_FRAMES[min(i, len(SKIP_FRAMES) - 1)],
-                    **self.options,
-                )
-        return frames.to(mm.intermediate_device())
-
-
-def _null_embedding(core: CoreModel) -> Tensor:
+def _passes(
+    model: Any, frames: Tensor, positive: Conditioning | None, passes: int, *, seed: int, guidance_scale: float,
+    preset: str, solver: str, steps: int,
+) -> Fill:  # fmt: skip
+    """Return interpolation by the network of a MODEL, of frames such as these and ``passes`` in all."""
+    network, core = network_of(model, tuple(GAP_STAGES), "model")
+    steps, plan = chosen_steps(preset, solver, steps, RELEASES[network.config.family], "interpolation")
     if core.null_embedding is None:
         raise InputError(
             "model expected a null embedding in its file, found none: convert the authors' file, which holds one"
         )
-    return core.null_embedding
+    like = torch.empty(0, device=model.load_device, dtype=core.get_dtype_inference())
+    text = _text(network, core, positive, frames.shape[0], like)
+    report = StepReport(model, steps * passes, clips=frames.shape[0])
+
+    def make_run(noise: Noise, samples: int) -> Run:
+        memory = model.memory_required([samples, *frames.shape[2:]])
+        return Run(noise, callback=report, preparing=LoadedToPrepare(model, memory), plan=plan)
+
+    def fill(frames: Tensor, passes: int) -> Tensor:
+        with torch.inference_mode():
+            out = interpolate_passes(
+                network, frames.to(like.device), text, core.null_embedding.to(like), make_run, seed=seed,
+                passes=passes, guidance_scale=guidance_scale, steps=steps,
+            )  # fmt: skip
+        return out.to(mm.intermediate_device())
+
+    return fill
 
 
 def _text(network: EngineView, core: CoreModel, positive: Conditioning | None, clips: int, like: Tensor) -> Text | None:
@@ -138,6 +112,8 @@ class Interpolate(io.ComfyNode):
                     tooltip="Frames per second of the frames given; keyframes of the releases have 2.",
                 ),
                 _text_input(),
+                preset_input(),
+                solver_input(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent"),
@@ -156,9 +132,11 @@ class Interpolate(io.ComfyNode):
         passes: int,
         fps: float,
         positive: Conditioning | None = None,
+        preset: str = CUSTOM,
+        solver: str = RELEASED,
     ) -> io.NodeOutput:
         """Interpolate."""
-        network_of(model, GAP_NETWORKS, "model")
+        network_of(model, tuple(GAP_STAGES), "model")
         if passes not in (1, 2):
             raise InputError(f"passes expected 1 or 2, got {passes}: chain two nodes for more")
         frames = latent_frames(latent, "latent")
@@ -167,8 +145,11 @@ class Interpolate(io.ComfyNode):
                 f"latent expected two or more frames to interpolate between, got {frames.shape[1]}: sample or encode "
                 "more"
             )
-        run = _Passes(model, frames, positive, seed=seed, steps=steps, guidance_scale=guidance_scale, stages=passes)
-        return io.NodeOutput(as_latent(run(frames, passes), latent), float(fps * 4**passes))
+        fill = _passes(
+            model, frames, positive, passes, seed=seed, guidance_scale=guidance_scale, preset=preset, solver=solver,
+            steps=steps,
+        )  # fmt: skip
+        return io.NodeOutput(as_latent(fill(frames, passes), latent), float(fps * 4**passes))
 
 
 class MaskedInterpolate(io.ComfyNode):
@@ -184,7 +165,7 @@ class MaskedInterpolate(io.ComfyNode):
             description="Makes the frames that the latent's noise mask marks with 1 from their known neighbours. Gaps "
             "may have any length; known frames stay as they are. First and last frame must be known.",
             search_aliases=[*ALIASES, "inbetween", "masked frame interpolation"],
-            inputs=[*_inputs(), _text_input()],
+            inputs=[*_inputs(), _text_input(), preset_input(), solver_input()],
             outputs=[io.Latent.Output(display_name="latent")],
         )
 
@@ -197,15 +178,20 @@ class MaskedInterpolate(io.ComfyNode):
         steps: int,
         guidance_scale: float,
         positive: Conditioning | None = None,
+        preset: str = CUSTOM,
+        solver: str = RELEASED,
     ) -> io.NodeOutput:
         """Fill the gaps."""
-        network_of(model, GAP_NETWORKS, "model")
+        network_of(model, tuple(GAP_STAGES), "model")
         if "noise_mask" not in latent:
             raise InputError(
                 "latent expected a noise mask with 1 on missing frames, got none: connect Set Latent Noise Mask"
             )
         frames = latent_frames(latent, "latent")
         missing = frame_mask(latent["noise_mask"], frames.shape[1])
-        stages = sum(run.passes for run in find_missing_runs(missing))
-        run = _Passes(model, frames, positive, seed=seed, steps=steps, guidance_scale=guidance_scale, stages=stages)
-        return io.NodeOutput(as_latent(fill_missing(frames, missing, run), latent))
+        passes = sum(run.passes for run in find_missing_runs(missing))
+        fill = _passes(
+            model, frames, positive, passes, seed=seed, guidance_scale=guidance_scale, preset=preset, solver=solver,
+            steps=steps,
+        )  # fmt: skip
+        return io.NodeOutput(as_latent(fill_missing(frames, missing, fill), latent))

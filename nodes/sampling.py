@@ -4,32 +4,31 @@ from typing import Any
 
 import torch
 
-from ..ff_kernels.errors import InputError
 from ..ff_kernels.sampling.noise import KEYFRAMES, PICTURE, SeededNoise, stage_seeds
-from ..ff_kernels.sampling.schedule import make_schedule_v10, make_schedule_v11
-from ..ff_kernels.stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
-from ..ff_kernels.stages.run import Run
+from ..ff_kernels.stages.keyframes import sample_keyframes, sample_picture
+from ..ff_kernels.stages.presets import RELEASED
+from ..ff_kernels.stages.releases import DEMO_GUIDANCE_SCALE, RELEASES, V10, V11
+from ..ff_kernels.stages.run import Run, sampling_schedule
 from ._api import io
 from ._compat import mm, resize_empty
-from .adapters.conditioner import Loaded
+from .adapters.conditioner import LoadedToPrepare
+from .adapters.first_frame import first_frame_of
 from .adapters.guider import TextImageGuider, ddpm_sampler
-from .adapters.latent import FIRST_FRAME, MOTION_SCORE, NOISE_LEVEL, Conditioning, as_latent, latent_frames, only_entry
-from .adapters.model import (
-    DEFAULT_MOTION_SCORE,
-    DEFAULT_NOISE_LEVEL,
-    CoreModel,
-    EngineView,
-    first_frame_refusal,
-    image_refusal,
-    network_of,
-    require_frame,
-)
+from .adapters.latent import Conditioning, as_latent, latent_frames, only_entry
+from .adapters.model import network_of
 from .adapters.progress import StepReport
 from .adapters.text import text_of
-from .widgets import ALIASES, check_steps, guidance_input, image_guidance_input, seed_input, steps_input
-
-# Release 1.0 spreads 180 time units over the keyframes.
-MAX_FRAMES_V10 = 180
+from .widgets import (
+    ALIASES,
+    CUSTOM,
+    chosen_steps,
+    guidance_input,
+    image_guidance_input,
+    preset_input,
+    seed_input,
+    solver_input,
+    steps_input,
+)
 
 
 class KeyframeSampler(io.ComfyNode):
@@ -55,10 +54,13 @@ class KeyframeSampler(io.ComfyNode):
                 seed_input(),
                 steps_input(),
                 guidance_input(
-                    "Text guidance w; the releases use 5. Text alone is mixed as (w + 1) * positive - w * negative, so "
-                    "core's cfg is w + 1. The demo model wants 0.2."
+                    f"Text guidance w; the releases use {V10.keyframe.guidance_scale:g}. Text alone is mixed as "
+                    "(w + 1) * positive - w * negative, so core's cfg is w + 1. The demo model wants "
+                    f"{DEMO_GUIDANCE_SCALE:g}."
                 ),
-                image_guidance_input("Weight of the first frame, release 1.1 only; the release uses 2."),
+                image_guidance_input("Weight of the first frame, release 1.1 only"),
+                preset_input(),
+                solver_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="Keyframes [B, 4, T, h, w]")],
         )
@@ -73,103 +75,40 @@ class KeyframeSampler(io.ComfyNode):
         seed: int,
         steps: int,
         guidance_scale: float,
-        image_guidance: float = 2.0,
+        image_guidance: float = V11.image_guidance,
+        preset: str = CUSTOM,
+        solver: str = RELEASED,
     ) -> io.NodeOutput:
         """Sample."""
-        check_steps(steps)
         network, core = network_of(model, "keyframe", "model")
+        steps, plan = chosen_steps(preset, solver, steps, RELEASES[network.config.family], "keyframe")
         frames = latent_frames({**latent, "samples": resize_empty(model, latent)}, "latent")
-        job = _Job(network, core, positive, negative, frames, model)
-        report = StepReport(model, steps, clips=frames.shape[0])
-        options = {"guidance_scale": guidance_scale, "steps": steps}
-        with torch.inference_mode():
-            if network.config.family == "1.0":
-                out = job.sample_v10(seed, report, options)
-            else:
-                out = job.sample_v11(seed, report, {**options, "image_guidance": image_guidance})
-        return io.NodeOutput(as_latent(out.to(mm.intermediate_device()), latent))
-
-
-class _Job:
-    """One run: inputs checked and on the device."""
-
-    def __init__(
-        self,
-        network: EngineView,
-        core: CoreModel,
-        positive: Conditioning,
-        negative: Conditioning,
-        frames: torch.Tensor,
-        model: Any,
-    ) -> None:
-        self.network, self.device = network, model.load_device
-        self.clips, self.num_frames = frames.shape[:2]
-        self.size = tuple(frames.shape[-2:])
-        like = torch.empty(0, device=self.device, dtype=core.get_dtype_inference())
-        self.options = only_entry(positive, "positive")[1]
-        self.text, self.unconditional = (
-            text_of(entry, core.null_embedding, network.config.context_dim, self.clips, name, like)
+        clips, keyframes, channels, *size = frames.shape
+        like = torch.empty(0, device=model.load_device, dtype=core.get_dtype_inference())
+        text, unconditional = (
+            text_of(entry, core.null_embedding, network.config.context_dim, clips, name, like)
             for entry, name in ((positive, "positive"), (negative, "negative"))
         )
-        self.check()
-        batch = [self.branches * self.clips, frames.shape[2], self.num_frames, *self.size]
-        self.loaded = Loaded(model, model.memory_required(batch))
-
-    @property
-    def branches(self) -> int:
-        """Guidance branches that run in one batch."""
-        return 3 if FIRST_FRAME in self.options else 2
-
-    def check(self) -> None:
-        """Refuse a latent that the network cannot halve, or more frames than it can tell apart."""
-        if self.network.config.family == "1.0" and self.num_frames > MAX_FRAMES_V10:
-            raise InputError(
-                f"latent expected at most {MAX_FRAMES_V10} keyframes for release 1.0, got {self.num_frames}: use "
-                "KSampler with Context Windows"
-            )
-        multiple = self.network.config.side_multiple
-        if any(side % multiple for side in self.size):
-            raise InputError(
-                f"latent expected sides that are multiples of {multiple}, got {list(self.size)}: choose width and "
-                f"height as multiples of {multiple} latent positions"
-            )
-
-    def run(self, seed: int, stream: int, report: StepReport) -> Run:
-        """Return noise and callback of a stage."""
-        return Run(SeededNoise(stage_seeds(seed, self.clips, stream)), callback=report, conditioner=self.loaded)
-
-    def sample_v10(self, seed: int, report: StepReport, options: dict[str, Any]) -> torch.Tensor:
-        """Sample from text, release 1.0."""
-        if FIRST_FRAME in self.options:
-            raise InputError(image_refusal("positive"))
-        run = self.run(seed, KEYFRAMES, report)
-        return sample_keyframes_v10(
-            self.network, self.text, self.unconditional, run, size=self.size, num_frames=self.num_frames, **options
+        _, options = only_entry(positive, "positive")
+        first_frame = first_frame_of("positive", options, network.config.family, tuple(frames.shape), image_guidance)
+        is_picture = network.config.family == "1.1" and first_frame is None
+        branches = 2 if first_frame is None else 3
+        memory = model.memory_required([branches * clips, channels, keyframes, *size])
+        run = Run(
+            SeededNoise(stage_seeds(seed, clips, PICTURE if is_picture else KEYFRAMES)),
+            callback=StepReport(model, steps, clips=clips),
+            preparing=LoadedToPrepare(model, memory),
+            plan=plan,
         )
-
-    def sample_v11(self, seed: int, report: StepReport, options: dict[str, Any]) -> torch.Tensor:
-        """Sample from text and first frame, or a picture from text, release 1.1."""
-        first_frame = self.options.get(FIRST_FRAME)
-        if first_frame is None:
-            if self.num_frames > 1:
-                raise InputError(first_frame_refusal("positive", self.num_frames))
-            del options["image_guidance"]
-            run = self.run(seed, PICTURE, report)
-            return sample_picture_v11(
-                self.network, self.text, self.unconditional, run, size=self.size, **options
-            ).unsqueeze(1)
-        require_frame("positive", first_frame, self.clips, self.size)
-        return sample_keyframes_v11(
-            self.network,
-            self.text,
-            self.unconditional,
-            first_frame.float().to(self.device).expand(self.clips, -1, -1, -1),
-            self.run(seed, KEYFRAMES, report),
-            num_frames=self.num_frames,
-            motion_score=self.options.get(MOTION_SCORE, DEFAULT_MOTION_SCORE),
-            noise_level=self.options.get(NOISE_LEVEL, DEFAULT_NOISE_LEVEL),
-            **options,
-        )
+        shared = {"size": tuple(size), "guidance_scale": guidance_scale, "steps": steps}
+        with torch.inference_mode():
+            if is_picture:
+                out = sample_picture(network, text, unconditional, run, **shared)[:, None]
+            else:
+                out = sample_keyframes(
+                    network, text, unconditional, run, keyframes=keyframes, first_frame=first_frame, **shared
+                )
+        return io.NodeOutput(as_latent(out.to(mm.intermediate_device()), latent))
 
 
 class Schedule(io.ComfyNode):
@@ -182,23 +121,25 @@ class Schedule(io.ComfyNode):
             node_id="FusionFramesSchedule",
             display_name="FusionFrames Schedule",
             category="FusionFrames/sampling",
-            description="The noise levels of the release's own run, for SamplerCustom and SamplerCustomAdvanced.",
+            description="The noise levels of the release's own run, or of fewer steps that hold, for SamplerCustom and "
+            "SamplerCustomAdvanced.",
             search_aliases=ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="Keyframe U-Net; its release decides the schedule."),
                 steps_input(),
+                preset_input(),
+                solver_input(),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="steps + 1 falling noise levels, the last is 0.")],
         )
 
     @classmethod
-    def execute(cls, model: Any, steps: int) -> io.NodeOutput:
+    def execute(cls, model: Any, steps: int, preset: str = CUSTOM, solver: str = RELEASED) -> io.NodeOutput:
         """Return the levels."""
-        check_steps(steps)
         network, _ = network_of(model, "keyframe", "model")
-        is_v10 = network.config.family == "1.0"
-        schedule = make_schedule_v10(steps) if is_v10 else make_schedule_v11(steps, "leading")
-        return io.NodeOutput(schedule.sigmas.float())
+        release = RELEASES[network.config.family]
+        steps, plan = chosen_steps(preset, solver, steps, release, "keyframe")
+        return io.NodeOutput(sampling_schedule(release.keyframe.changed(steps), network.config, plan).sigmas.float())
 
 
 class DDPM(io.ComfyNode):
@@ -241,8 +182,8 @@ class DualGuider(io.ComfyNode):
                 io.Model.Input("model", tooltip="Keyframe U-Net of release 1.1."),
                 io.Conditioning.Input("positive", tooltip="From FusionFrames Image to Video."),
                 io.Conditioning.Input("negative", tooltip="From FusionFrames Image to Video."),
-                guidance_input("Text guidance w; the release uses 5."),
-                image_guidance_input("First-frame guidance wi; the release uses 2."),
+                guidance_input(f"Text guidance w; the release uses {V11.keyframe.guidance_scale:g}."),
+                image_guidance_input("First-frame guidance wi"),
             ],
             outputs=[io.Guider.Output(display_name="guider")],
         )

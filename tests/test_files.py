@@ -1,6 +1,8 @@
 """Files are written whole or not at all."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -38,3 +40,42 @@ def test_atomic_path_own_errors_pass_unchanged(tmp_path):
     with pytest.raises(InputError, match=r"^a value$"):
         write_half()
     assert os.listdir(tmp_path) == []
+
+
+needs_links = pytest.mark.skipif(os.name == "nt", reason="links and processes of POSIX")
+
+
+@needs_links
+def test_atomic_path_follows_a_link_and_keeps_it(tmp_path):
+    (tmp_path / "far").mkdir()
+    link, target = tmp_path / "latest.mp4", tmp_path / "far" / "real.mp4"
+    link.symlink_to(target)
+    for content in (b"new", b"newer"):
+        with atomic_path(link) as temporary:
+            temporary.write_bytes(content)
+        assert link.is_symlink()
+        assert target.read_bytes() == content
+    assert os.listdir(tmp_path / "far") == ["real.mp4"]
+    with pytest.raises(OutputError), atomic_path(link):
+        pass
+    assert target.read_bytes() == b"newer"
+
+
+@needs_links
+def test_next_write_clears_what_a_killed_process_left_and_nothing_else(tmp_path):
+    code = (
+        "import os, pathlib, sys; from fusionframes.ff_kernels.files import atomic_path\n"
+        "with atomic_path(pathlib.Path(sys.argv[1])) as path: path.write_bytes(b'half'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "weights.safetensors"], check=False)
+    (left,) = os.listdir(tmp_path)
+    with atomic_path(tmp_path / "other.png") as living:
+        living.write_bytes(b"other")
+        assert not (tmp_path / left).exists()
+        kept = [tmp_path / ".ff-notes", tmp_path / left.replace(".ff-", ".ff-x")]
+        for path in kept:
+            path.write_bytes(b"mine")
+        with atomic_path(tmp_path / "third.png") as temporary:
+            temporary.write_bytes(b"third")
+        assert living.exists()
+    assert sorted(os.listdir(tmp_path)) == sorted([*(path.name for path in kept), "other.png", "third.png"])

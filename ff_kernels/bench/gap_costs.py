@@ -10,8 +10,8 @@ import torch
 
 from ..models.configs import INTERPOLATION_V10, MASKED, UNetConfig
 from ..models.interpolation_unet import InterpolationUNet
-from ..models.masked_unet import MaskedUNet
 from ..models.text_encoder import NULL_TOKENS_V10
+from ..models.unets import UNETS
 from ..sampling.gaps import frames_after
 from ..stages.interpolation import SKIP_FRAMES
 from .known_values import KnownValues
@@ -21,7 +21,7 @@ from .workloads import make_ready
 _META = torch.device("meta")
 WORKLOAD = "gaps-2-to-30-fps"
 KEYFRAMES, PASSES = 15, 2
-NETWORKS = {"ours": (InterpolationUNet, INTERPOLATION_V10), "masked": (MaskedUNet, MASKED)}
+NETWORKS = {"ours": INTERPOLATION_V10, "masked": MASKED}
 _SHOWN = (
     ("flops", "TFLOP per step", 1e12),
     ("bytes", "GB moved per step", 1e9),
@@ -44,20 +44,18 @@ class GapCost:
     parameters: int
 
 
-def count_gaps(
-    size: tuple[int, int] = (64, 64), networks: dict[str, tuple[type, UNetConfig]] = NETWORKS
-) -> dict[str, GapCost]:
+def count_gaps(size: tuple[int, int] = (64, 64), networks: dict[str, UNetConfig] = NETWORKS) -> dict[str, GapCost]:
     """Count both networks on the same keyframes, both passes together.
 
     Args:
         size: latent height and width; (64, 64) is 512 x 512 pixels.
-        networks: name to class and sizes; default the released sizes.
+        networks: name to sizes; default the released ones.
     """
     gaps = [frames_after(KEYFRAMES, done) - 1 for done in range(PASSES)]
     out = {}
-    for name, (cls, config) in networks.items():
+    for name, config in networks.items():
         with torch.no_grad():
-            network = cls(config, device=_META, dtype=torch.float16).eval()
+            network = UNETS[config.stage](config, device=_META, dtype=torch.float16).eval()
         parameters = sum(p.numel() for p in network.parameters())
         network = make_ready(network)
         runs = [_record_step(network, config, count, skip, size) for count, skip in zip(gaps, SKIP_FRAMES, strict=True)]

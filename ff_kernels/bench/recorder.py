@@ -155,16 +155,8 @@ class _Recorder(TorchDispatchMode):
             self.is_paused = False
         query, key, value = (*args, *(kwargs[name] for name in ("query", "key", "value") if name in kwargs))[:3]
         inputs = _tensors((args, kwargs))
-        self._add(
-            Cost(
-                "fused_attention",
-                1,
-                sdpa_flop_count(query.shape, key.shape, value.shape),
-                _total(inputs) + size_in_bytes(out),
-            ),
-            inputs,
-            [out],
-        )
+        work = sdpa_flop_count(query.shape, key.shape, value.shape)
+        self._add(Cost("fused_attention", 1, work, _total(inputs) + size_in_bytes(out)), inputs, [out])
         return out
 
     def parameter_bytes(self) -> int:

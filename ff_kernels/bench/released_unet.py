@@ -67,15 +67,9 @@ class _Told:
 
 
 def keyframe_forward(
-    unet: KeyframeUNet,
-    x: Tensor,
-    time: Tensor,
-    context: Tensor,
-    mask: Tensor,
-    positions: Tensor,
-    num_frames: int,
+    unet: KeyframeUNet, x: Tensor, time: Tensor, context: Tensor, mask: Tensor, positions: Tensor, clip_length: int,
     precision: Precision = PLAIN,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Predict the noise of stacked branches.
 
     Args:
@@ -85,7 +79,7 @@ def keyframe_forward(
         context: ``[N, L, D]``.
         mask: ``[N, L]`` booleans, True where a token is valid.
         positions: ``[N]`` frame positions.
-        num_frames: samples of one clip.
+        clip_length: samples of one clip.
         precision: dtypes of the operations.
 
     Returns:
@@ -93,19 +87,13 @@ def keyframe_forward(
     """
     x, vector = _begin(unet, x, time, context, mask, precision)
     position = _embed(unet, unet.to_temporal_embed, positions, precision)
-    return _levels(unet, x, _Told(unet.config, precision, vector, context, mask, num_frames, position))
+    return _levels(unet, x, _Told(unet.config, precision, vector, context, mask, clip_length, position))
 
 
 def interpolation_forward(
-    unet: InterpolationUNet,
-    x: Tensor,
-    time: Tensor,
-    context: Tensor,
-    mask: Tensor,
-    skip_frames: Tensor,
-    num_gaps: int,
-    precision: Precision = PLAIN,
-) -> Tensor:
+    unet: InterpolationUNet, x: Tensor, time: Tensor, context: Tensor, mask: Tensor, skip_frames: Tensor,
+    num_gaps: int, precision: Precision = PLAIN,
+) -> Tensor:  # fmt: skip
     """Predict v of stacked branches: ``x`` ``[N, 20, h, w]`` to ``[N, 12, h, w]``.
 
     ``skip_frames`` are ``[N]`` integers 0..19, ``num_gaps`` the samples of one clip; the rest as in
@@ -132,14 +120,9 @@ def keyframe_step(
 
 
 def interpolation_step(
-    unet: InterpolationUNet,
-    x: Tensor,
-    ends: tuple[Tensor, Tensor],
-    timestep: Tensor,
-    texts: Texts,
-    skip_frames: Tensor,
-    precision: Precision = PLAIN,
-) -> Tensor:
+    unet: InterpolationUNet, x: Tensor, ends: tuple[Tensor, Tensor], timestep: Tensor, texts: Texts,
+    skip_frames: Tensor, precision: Precision = PLAIN,
+) -> Tensor:  # fmt: skip
     """Stack both guidance branches of one clip and predict: ``x`` ``[G, 12, h, w]`` to ``[2G, 12, h, w]``.
 
     ``ends`` are the left and right keyframes ``[G, 4, h, w]``; ``timestep`` and ``skip_frames`` are ``[G]``.

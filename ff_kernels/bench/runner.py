@@ -90,7 +90,8 @@ def choose(names: Sequence[str] | None) -> list[Workload]:
         if WORKLOADS[name].is_full_size and not has_gpu:
             raise InputError(
                 f"workload '{name}' has the released sizes and needs a card ({', '.join(ORDER[:-1])}), and torch found "
-                "none: run it on a machine with one, take a workload that ends in -cpu, or count it with --record"
+                "none: run it on a machine with one, take a workload that ends in -cpu, or only count its work",
+                setting="counts",
             )
     return [WORKLOADS[name] for name in names]
 
@@ -132,17 +133,10 @@ def measure(workload: Workload, repeats: int = REPEATS, *, uses_graphs: bool = T
             taken.append(_timed(call, device)[1])
     medians = [statistics.median(taken) for taken in times]
     return Result(
-        workload.name,
-        *medians,
-        medians[1] / medians[0],
-        *(None if peak is None else peak / 1e6 for peak in peaks),
-        name_of(device),
-        versions(),
-        None if conditions is None else prepare_seconds,
-        difference,
-        repeats,
+        workload.name, *medians, medians[1] / medians[0], *(None if peak is None else peak / 1e6 for peak in peaks),
+        name_of(device), versions(), None if conditions is None else prepare_seconds, difference, repeats,
         *_shares(workload, medians, device),
-    )
+    )  # fmt: skip
 
 
 def _compare(workload: Workload, ours: Tensor, reference: Tensor) -> float:

@@ -94,7 +94,7 @@ def _activations(unet: UNet, tuning: Tuning, size: tuple[int, int], batch: int) 
             frames, options = config.num_frames, {"positions": torch.zeros(config.num_frames)}
             if config.family == "1.1":
                 options |= {"noise_level": numbers, "motion_score": numbers}
-            conditions = unet.prepare(*told, steps, num_frames=frames, **options)
+            conditions = unet.prepare(*told, steps, keyframes=frames, **options)
         else:
             frames = (GAP_WINDOW - 1) // 4
             conditions = unet.prepare(*told, steps, num_gaps=frames, skip_frames=numbers, noise_level=numbers)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ..checkpoints.folding import fold
 from ..models.conditions import Conditions
 from ..models.configs import INTERPOLATION_V10, KEYFRAME_V10, MOVQ, MoVQConfig, UNetConfig
-from ..models.interpolation_unet import InterpolationUNet
-from ..models.keyframe_unet import KeyframeUNet, keyframe_positions
+from ..models.keyframe_unet import keyframe_positions
 from ..models.movq import MoVQ
 from ..models.text_encoder import NULL_TOKENS_V10
+from ..models.unets import UNETS
 from ..stages.decoding import decode
 from ..stages.interpolation import SKIP_FRAMES
 from ..stages.run import StepRecorder, Text, step_function
@@ -27,7 +27,6 @@ from .released_unet import Texts, interpolation_step, keyframe_step
 SEED = 20231113
 STEPS = 50
 TOKENS = 33
-_NETWORKS = {"keyframes": KeyframeUNet, "interpolation": InterpolationUNet, "decode": MoVQ}
 _MERGES = ("temporal_merge", "time_embed_merge", "skip_merge")
 
 
@@ -96,7 +95,8 @@ WORKLOADS = _workloads()
 def make_network(workload: Workload, device: torch.device) -> nn.Module:
     """Build the network with random weights that keep the scale of activations; the same for the same workload."""
     # Released weights keep requires_grad, which decides how torch multiplies views: the reference keeps it too.
-    network = _NETWORKS[workload.stage](workload.config, device=device, dtype=workload.dtype).eval()
+    network_class = UNETS[workload.config.stage] if isinstance(workload.config, UNetConfig) else MoVQ
+    network = network_class(workload.config, device=device, dtype=workload.dtype).eval()
     if device.type == "meta":
         return network
     generator = torch.Generator(device).manual_seed(SEED)
@@ -188,7 +188,7 @@ def prepare(workload: Workload, network: nn.Module, inputs: Inputs) -> Condition
     told = (rows.context, rows.mask, _timesteps(inputs.x.device))
     if workload.stage == "keyframes":
         positions = keyframe_positions("1.0", workload.frames)
-        return network.prepare(*told, lengths=rows.lengths, positions=positions, num_frames=workload.frames)
+        return network.prepare(*told, lengths=rows.lengths, positions=positions, keyframes=workload.frames)
     return network.prepare(*told, lengths=rows.lengths, num_gaps=workload.frames, skip_frames=SKIP_FRAMES[0])
 
 

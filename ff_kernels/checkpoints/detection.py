@@ -8,6 +8,8 @@ from typing import Any
 from ..errors import CheckpointError, FusionFramesError
 from ..models.configs import (
     FAMILIES,
+    KEYFRAME_V10,
+    KEYFRAME_V11,
     MASKED,
     MIXED_VARIANT,
     RELEASED_VARIANT,
@@ -126,6 +128,7 @@ def detect(contents: Contents, overrides: Mapping[str, Any] | None = None) -> Ki
         if known.get("temporal_variant") == RELEASED_VARIANT and extra.get("temporal_variant") == WINDOWED_VARIANT:
             config = replace(config, temporal_variant=WINDOWED_VARIANT)
         _check_unseen(config, shapes)
+        _check_told(config, extra)
         return replace(kind, config=config)
     except FusionFramesError as error:
         raise CheckpointError(f"'{contents.path}': {error}") from error
@@ -137,7 +140,20 @@ def detect(contents: Contents, overrides: Mapping[str, Any] | None = None) -> Ki
 
 
 # Fields that no shape shows; only these may come from metadata or the caller.
-_UNSEEN = ("head_dim", "groups", "num_frames", "relative_attention_max_distance", "layer_norm_epsilon")
+_UNSEEN = ("head_dim", "groups", "num_frames", "relative_attention_max_distance", "layer_norm_epsilon",
+           "timestep_offset")  # fmt: skip
+
+
+def _check_told(config: UNetConfig | MoVQConfig | TextConfig, told: Mapping[str, Any]) -> None:
+    """Refuse a network of other sizes than the released ones of which nobody told what shapes do not show."""
+    width = "ch" if isinstance(config, MoVQConfig) else "model_channels"
+    released = getattr(type(config), width, None)
+    missing = [name for name in ("head_dim", "groups") if hasattr(config, name) and name not in told]
+    if missing and getattr(config, width, None) != released:
+        raise CheckpointError(
+            f"expected {' and '.join(missing)} of a network that is {getattr(config, width)} channels wide and not "
+            f"{released} as the released one, got a file without metadata: give them, or take the file that has them"
+        )
 
 
 def _check_unseen(config: UNetConfig | MoVQConfig | TextConfig, shapes: Shapes) -> None:
@@ -235,7 +251,7 @@ def _unet_config(shapes: Shapes, family: str) -> UNetConfig:
         num_blocks=units,
         add_cross_attention=cross,
         add_self_attention=itself,
-        num_frames=frames.get(stage, 15 if family == "1.0" else 12),
+        num_frames=frames.get(stage, (KEYFRAME_V10 if family == "1.0" else KEYFRAME_V11).num_frames),
         noise_augmentation="temporal_noise_aug_time_encoding.1.weight" in shapes,
         motion_score="temporal_motion_score_encoding.1.weight" in shapes,
         temporal_variant=_temporal_variant(shapes),

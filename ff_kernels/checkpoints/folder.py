@@ -71,7 +71,7 @@ def find_models(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"expected a folder of model weights, found no folder at '{folder}': check --model")
+        raise InputError(f"expected a folder of model weights, found no folder at '{folder}': check it", "folder")
     files: dict[str, tuple[Contents, Kind]] = {}
     for path in _candidates(folder):
         contents = read_contents(path)

@@ -7,6 +7,7 @@ folding comes after loading, and a host that patches weights by name does withou
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -48,48 +49,77 @@ def require_parity(parity: str) -> None:
         raise InputError(f"expected a parity of {' or '.join(get_args(Parity))}, got {parity!r}: choose one of them")
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where and in which dtype a folded layer will run; None: where and in which its weights are."""
+
+    device: torch.device | None = None
+    dtype: torch.dtype | None = None
+
+    def like(self, weight: Tensor) -> Tensor:
+        """Return what a folded weight has the dtype of: it stays beside the weight that it replaces."""
+        return weight if self.dtype is None else weight.new_empty(0, dtype=self.dtype)
+
+    def pays_with_winograd(self, layer: nn.Module) -> bool:
+        """Return whether a layer is a 3x3 convolution that half the multiplications make faster.
+
+        That is so on processors, in float32, and where the multiplications outweigh the passes that prepare them: from
+        128 channels on whatever the size of the maps (1.0 to 1.45 times; narrower ones gain only on large maps).
+        """
+        if type(layer) is not nn.Conv2d or (layer.kernel_size, layer.stride) != ((3, 3), (1, 1)):
+            return False
+        device, dtype = self.device or layer.weight.device, self.dtype or layer.weight.dtype
+        is_single = device.type == "cpu" and dtype in _WINOGRAD_DTYPES
+        return is_single and layer.padding == (1, 1) and min(layer.in_channels, layer.out_channels) >= WINOGRAD_CHANNELS
+
+
+OWN = Target()
+
+
 @torch.no_grad()
-def fold(network: nn.Module) -> nn.Module:
+def fold(network: nn.Module, target: Target = OWN) -> nn.Module:
     """Fold every pair of linear layers of a U-Net or MoVQ in place and return the network.
 
-    Only layers of ``torch.nn`` are folded; those of a host's namespace stay as they are. Fold where and in the dtype in
-    which the network will run: layers for processors in float32 are slower and less exact anywhere else.
+    Only layers of ``torch.nn`` are folded; those of a host's namespace stay as they are. What is not folded keeps its
+    dtype.
 
     Args:
         network: ``KeyframeUNet``, ``InterpolationUNet`` or ``MoVQ`` with its weights loaded.
+        target: where and in which dtype the network will run, if its weights are not there yet: layers for processors
+            in float32 are slower and less exact anywhere else.
     """
     modules = list(network.modules())
     for module in modules:
         if isinstance(module, ConvBlock):
-            _fold_block(module)
+            _fold_block(module, target)
         elif isinstance(module, TemporalSelfAttention):
             _join_projections(module)
         elif isinstance(module, AttentionBlock) and not module.is_cross:
             _join_projections(module.attention)
         elif isinstance(module, Upsample) and type(module.conv) is nn.Conv2d:
-            pays = _pays_with_winograd(module.conv)
-            module.doubled = NearestConv(module.conv) if pays else _nearest_then_conv(module.conv)
+            pays = target.pays_with_winograd(module.conv)
+            module.doubled = NearestConv(module.conv, target) if pays else _nearest_then_conv(module.conv, target)
             module.conv = nn.Identity()
-    _use_winograd(network)
+    _use_winograd(network, target)
     return network.requires_grad_(False)
 
 
-def _fold_block(block: ConvBlock) -> None:
+def _fold_block(block: ConvBlock, target: Target) -> None:
     if type(block.projection) is not nn.Conv2d:
         return
     if isinstance(block, MergingConvBlockV10):
-        time = _merge_into_conv(block.temporal_projection, block.temporal_merge)
+        time = _merge_into_conv(block.temporal_projection, block.temporal_merge, target)
         if is_pointwise(block.projection) and block.projection.in_channels < block.projection.out_channels:
             # From half the channels to all of them (ops/EXACTNESS.md, "Point then time").
-            time = _point_then_time(block.projection, time)
+            time = _point_then_time(block.projection, time, target)
             block.projection = nn.Identity()
         block.folded_time = time
         block.temporal_projection, block.temporal_merge = nn.Identity(), None
     elif isinstance(block.down_sample, nn.Conv2d) and not block.mixes_time:
-        block.projection = _conv_then_halve(block.projection, block.down_sample)
+        block.projection = _conv_then_halve(block.projection, block.down_sample, target)
         block.down_sample = nn.Identity()
     if isinstance(block.up_sample, nn.ConvTranspose2d):
-        block.up_sample = _double_then_conv(block.up_sample, block.projection)
+        block.up_sample = _double_then_conv(block.up_sample, block.projection, target)
         block.projection = nn.Identity()
 
 
@@ -108,13 +138,13 @@ def _slide(kernel: Callable[[int, int], Tensor]) -> Tensor:
     return sum(nn.functional.pad(kernel(y, x), (x, 1 - x, y, 1 - y)) for y, x in offsets)
 
 
-def _conv_then_halve(conv: nn.Conv2d, halve: nn.Conv2d) -> nn.Conv2d:
+def _conv_then_halve(conv: nn.Conv2d, halve: nn.Conv2d, target: Target = OWN) -> nn.Conv2d:
     """Fold a 3x3 convolution and the 2x2 one with stride 2 behind it into one of 4x4 with stride 2."""
     first, second = exact(conv.weight), exact(halve.weight)
     weight = _slide(lambda y, x: torch.einsum("om,mihw->oihw", second[:, :, y, x], first))
     bias = exact(halve.bias) + second.sum(dim=(2, 3)) @ exact(conv.bias)
     folded = nn.Conv2d(conv.in_channels, halve.out_channels, 4, stride=2, padding=1, device="meta")
-    return _like(folded, weight, bias, conv.weight)
+    return _like(folded, weight, bias, target.like(conv.weight))
 
 
 class DoubledConv(nn.Module):
@@ -143,7 +173,7 @@ class DoubledConv(nn.Module):
         return out
 
 
-def _double_then_conv(double: nn.ConvTranspose2d, conv: nn.Conv2d) -> DoubledConv:
+def _double_then_conv(double: nn.ConvTranspose2d, conv: nn.Conv2d, target: Target = OWN) -> DoubledConv:
     """Fold a transposed 2x2 convolution and the 3x3 one behind it into one transposed 4x4."""
     first, second = exact(double.weight), exact(conv.weight)
     # A pixel put at offset y is seen by the tap k of the second layer from the place y + 1 - k: hence the flip.
@@ -152,15 +182,16 @@ def _double_then_conv(double: nn.ConvTranspose2d, conv: nn.Conv2d) -> DoubledCon
     border = nn.functional.conv2d(inner, second, exact(conv.bias), padding=1)[0].permute(1, 2, 0)
     bias = border[1, 1].clone()
     folded = nn.ConvTranspose2d(double.in_channels, conv.out_channels, 4, stride=2, padding=1, device="meta")
-    return DoubledConv(_like(folded, weight, bias, conv.weight), rounded(border - bias, conv.weight))
+    like = target.like(conv.weight)
+    return DoubledConv(_like(folded, weight, bias, like), rounded(border - bias, like))
 
 
-def _nearest_then_conv(conv: nn.Conv2d) -> nn.ConvTranspose2d:
+def _nearest_then_conv(conv: nn.Conv2d, target: Target = OWN) -> nn.ConvTranspose2d:
     """Fold nearest doubling and the 3x3 convolution behind it into one transposed 4x4."""
     seen = exact(conv.weight).flip(2, 3).transpose(0, 1)
     weight = _slide(lambda y, x: seen)
     folded = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, stride=2, padding=1, device="meta")
-    return _like(folded, weight, exact(conv.bias), conv.weight)
+    return _like(folded, weight, exact(conv.bias), target.like(conv.weight))
 
 
 class WinogradConv(nn.Module):
@@ -168,9 +199,10 @@ class WinogradConv(nn.Module):
 
     adds_residual = True
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, target: Target = OWN) -> None:
         super().__init__()
-        self.taps = nn.Parameter(winograd_taps(conv.weight), requires_grad=False)
+        weight = conv.weight.to(target.dtype or conv.weight.dtype)
+        self.taps = nn.Parameter(winograd_taps(weight), requires_grad=False)
         self.bias = conv.bias
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -181,9 +213,10 @@ class WinogradConv(nn.Module):
 class NearestConv(nn.Module):
     """Nearest doubling and a 3x3 convolution; its weights, no more than before, are in the form of ``nearest_conv``."""
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, target: Target = OWN) -> None:
         super().__init__()
-        self.kernels = nn.Parameter(nearest_kernels(conv.weight), requires_grad=False)
+        weight = conv.weight.to(target.dtype or conv.weight.dtype)
+        self.kernels = nn.Parameter(nearest_kernels(weight), requires_grad=False)
         self.bias = conv.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -191,23 +224,11 @@ class NearestConv(nn.Module):
         return nearest_conv(x, self.kernels, self.bias)
 
 
-def _pays_with_winograd(layer: nn.Module) -> bool:
-    """Return whether a layer is a 3x3 convolution that half the multiplications make faster.
-
-    That is so on processors, in float32, and where the multiplications outweigh the passes that prepare them: from
-    128 channels on whatever the size of the maps (1.0 to 1.45 times; narrower ones gain only on large maps).
-    """
-    if type(layer) is not nn.Conv2d or (layer.kernel_size, layer.stride) != ((3, 3), (1, 1)):
-        return False
-    is_single = layer.weight.device.type == "cpu" and layer.weight.dtype in _WINOGRAD_DTYPES
-    return is_single and layer.padding == (1, 1) and min(layer.in_channels, layer.out_channels) >= WINOGRAD_CHANNELS
-
-
-def _use_winograd(network: nn.Module) -> None:
+def _use_winograd(network: nn.Module, target: Target) -> None:
     for module in list(network.modules()):
         for name, layer in list(module.named_children()):
-            if _pays_with_winograd(layer):
-                setattr(module, name, WinogradConv(layer))
+            if target.pays_with_winograd(layer):
+                setattr(module, name, WinogradConv(layer, target))
 
 
 class FoldedTimeConv(nn.Module):
@@ -236,23 +257,24 @@ class FoldedTimeConv(nn.Module):
         return out
 
 
-def _merge_into_conv(conv: nn.Module, merge: Tensor) -> FoldedTimeConv:
+def _merge_into_conv(conv: nn.Module, merge: Tensor, target: Target = OWN) -> FoldedTimeConv:
     """Fold ``(1 - a) * x + a * conv(x)`` into the convolution."""
     share = exact(merge)
     weight, channels = share * exact(conv.weight), conv.in_channels
     weight[:, :, 1, 0, 0] += (1 - share) * torch.eye(channels, dtype=weight.dtype, device=weight.device)
     folded = _TimeConv(channels, channels, (3, 1, 1), padding=(1, 0, 0), device="meta")
-    return FoldedTimeConv(_like(folded, weight, share * exact(conv.bias), conv.weight))
+    return FoldedTimeConv(_like(folded, weight, share * exact(conv.bias), target.like(conv.weight)))
 
 
-def _point_then_time(point: nn.Conv2d, time: FoldedTimeConv) -> FoldedTimeConv:
+def _point_then_time(point: nn.Conv2d, time: FoldedTimeConv, target: Target = OWN) -> FoldedTimeConv:
     """Fold a 1x1 convolution into the convolution along time behind it."""
     first, second = exact(point.weight)[:, :, 0, 0], exact(time.conv.weight)
     weight = torch.einsum("omthw,mi->oithw", second, first)
     brought = torch.einsum("omt,m->to", second[..., 0, 0], exact(point.bias))  # [3, C]
     folded = _TimeConv(point.in_channels, time.conv.out_channels, (3, 1, 1), padding=(1, 0, 0), device="meta")
-    conv = _like(folded, weight, exact(time.conv.bias) + brought.sum(dim=0), point.weight)
-    return FoldedTimeConv(conv, rounded(brought[[0, 2]], point.weight))
+    like = target.like(point.weight)
+    conv = _like(folded, weight, exact(time.conv.bias) + brought.sum(dim=0), like)
+    return FoldedTimeConv(conv, rounded(brought[[0, 2]], like))
 
 
 def _join_projections(attention: Attention) -> None:

@@ -1,6 +1,6 @@
 """Files to networks: strict, without a second copy in memory, in the dtype and on the device asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,14 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..models.configs import MoVQConfig, TextConfig, UNetConfig
-from ..models.interpolation_unet import InterpolationUNet
-from ..models.keyframe_unet import KeyframeUNet
-from ..models.masked_unet import MaskedUNet
 from ..models.movq import MoVQ
 from ..models.text_encoder import TextEncoder, TextProjection
+from ..models.unets import UNETS
 from .detection import NAMES, NULL_KEY, Kind, detect, places, split_tensors
-from .folding import Parity, fold, require_parity
+from .folding import Parity, Target, fold, require_parity
 from .reading import Contents, read_contents
+from .slices import FileSlice, slices_beside
 
-_UNETS = {"keyframe": KeyframeUNet, "interpolation": InterpolationUNet, "masked": MaskedUNet}
 # The projections of both releases under the names their files use; the first one found is the prompt's.
 PROJECTION_NAMES = ("projections.t5", "projection_base", "projection")
 
@@ -45,7 +43,7 @@ def build_network(kind: Kind, **options: Any) -> nn.Module:
     """Build the network of a kind; options are ``operations``, ``device`` and ``dtype`` of the constructors."""
     config = kind.config
     if isinstance(config, UNetConfig):
-        return _UNETS[config.stage](config, **options)
+        return UNETS[config.stage](config, **options)
     if isinstance(config, MoVQConfig):
         return MoVQ(config, **options)
     if isinstance(config, TextConfig):
@@ -54,14 +52,9 @@ def build_network(kind: Kind, **options: Any) -> nn.Module:
 
 
 def load(
-    path: str | Path,
-    *,
-    stage: str | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    parity: Parity = "strict",
-) -> Loaded:
+    path: str | Path, *, stage: str | None = None, device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None, overrides: Mapping[str, Any] | None = None, parity: Parity = "strict",
+) -> Loaded:  # fmt: skip
     """Load a weights file.
 
     Args:
@@ -83,18 +76,12 @@ def load(
 
 
 def load_contents(
-    contents: Contents,
-    kind: Kind,
-    *,
-    stage: str | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    parity: Parity = "strict",
-) -> Loaded:
+    contents: Contents, kind: Kind, *, stage: str | None = None, device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None, parity: Parity = "strict",
+) -> Loaded:  # fmt: skip
     """Load an opened file whose kind is known; see ``load``."""
     require_parity(parity)
-    if stage is not None and kind.stage != stage:
-        raise CheckpointError(f"expected {NAMES[stage]} in '{contents.path}', got {kind.title}: take {places(stage)}")
+    _require_stage(contents, kind, stage)
     network, tensors, extras = check_contents(contents, kind)
     if network is not None:
         network.load_state_dict(cast_tensors(tensors, device, dtype), assign=True)
@@ -108,6 +95,39 @@ def load_contents(
         None if null is None else null.reshape(-1).to(device=device, dtype=dtype or null.dtype),
         _projection(contents, extras, device, dtype),
     )
+
+
+def _require_stage(contents: Contents, kind: Kind, stage: str | None) -> None:
+    if stage is not None and kind.stage != stage:
+        raise CheckpointError(f"expected {NAMES[stage]} in '{contents.path}', got {kind.title}: take {places(stage)}")
+
+
+def load_as_stored(
+    contents: Contents, kind: Kind, *, target: Target, parity: Parity = "strict"
+) -> tuple[nn.Module, Callable[[Tensor], FileSlice | None]]:
+    """Load an opened file whose weights stay in their file until they are put where the network will run.
+
+    Args:
+        contents: the opened file.
+        kind: what it holds: a network.
+        target: where and in which dtype the network will run, for what folding makes anew.
+        parity: see ``load``.
+
+    Returns:
+        The network, whose weights are mapped as stored or made by folding, and a function from one of its parameters
+        to where that lies in a file; None for one that is made, or lies in a file of another format.
+    """
+    require_parity(parity)
+    network, tensors, _ = check_contents(contents, kind)
+    slices = slices_beside(contents.path)
+    by_tensor = {id(tensor): slices.get(name) for name, tensor in contents.tensors.items()}
+    network.load_state_dict(tensors, assign=True)
+    network.eval().requires_grad_(False)
+    # The parameters are kept beside their places: the number of one that has died may be another's.
+    known = {id(value): (value, by_tensor[id(tensors[name])]) for name, value in network.named_parameters()}
+    if parity == "fast":
+        fold(network, target)
+    return network, lambda parameter: known.get(id(parameter), (None, None))[1]
 
 
 def cast_tensors(

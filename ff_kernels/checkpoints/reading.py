@@ -155,13 +155,18 @@ def _read_safetensors(path: Path) -> Contents:
         metadata = json.loads(stored if packed is None else bytes(packed.flatten().tolist()))
     except (ValueError, TypeError) as error:
         raise _damaged(path, error) from error
+    return Contents(path, plainly_named(tensors), metadata if isinstance(metadata, dict) else {})
+
+
+def plainly_named(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Return what a safetensors file holds by name, without what others put before the names of a network."""
     if f"{_CORE_PREFIX}in_layer.weight" in tensors:
         # Beside the U-Net such a file may hold an autoencoder and text encoders, in names that are core's own.
         kept = ("null_embedding", "projection", _CORE_PREFIX)
         tensors = {k.removeprefix(_CORE_PREFIX): v for k, v in tensors.items() if k.startswith(kept)}
     if all(k.startswith(_PREFIX) or k.startswith(("null_embedding", "projection")) for k in tensors):
         tensors = {k.removeprefix(_PREFIX): v for k, v in tensors.items()}
-    return Contents(path, tensors, metadata if isinstance(metadata, dict) else {})
+    return tensors
 
 
 def pack_metadata(metadata: Mapping[str, Any]) -> Tensor:

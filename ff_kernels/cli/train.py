@@ -3,9 +3,11 @@
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..stages.releases import DEMO_GUIDANCE_SCALE
+from . import options as shared
 
 if TYPE_CHECKING:
     from ..training.finetune import Job
@@ -14,8 +16,9 @@ _INTERRUPTED = 130
 _SHOWN_CLIPS = 16
 
 
-def add_train(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
+def add_train(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser("train", help="teach a model your clips: a LoRA or a temporal fine-tune")
     lora, both = "of a LoRA", "keyframe: motion and look; interpolation: what happens between keyframes"
     parser.add_argument("clips", type=Path, help="folder of videos or PNG sequences with captions NAME.txt, or a jsonl")
     parser.add_argument("--model", type=Path, help="folder of released or converted weights (default: the demo model)")
@@ -37,7 +40,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sample-every", type=int, default=200, metavar="N", help="steps between sheets (default 200)")
     parser.add_argument("--check", action="store_true", help="write what the network would see, train nothing")
     parser.add_argument("--seed", type=int, default=0, help="of factors, data and noise (default 0)")
-    parser.add_argument("--device", help="torch device (default: the first of cuda, mps, xpu, npu, cpu that there is)")
+    parser.add_argument("--device", help=shared.DEVICE_HELP)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of frozen weights (default: what fits it)")
     parser.add_argument("--no-checkpoints", action="store_true", help="keep every activation: faster, more memory")
     parser.add_argument("--adam8bit", action="store_true", help="optimiser state in 8 bits (needs bitsandbytes)")
@@ -82,6 +85,7 @@ def _job(options: argparse.Namespace) -> "Job":
         stage=options.stage, what=options.what, layers=options.layers, rank=options.rank,
         size=options.size or (512 if options.model else 64), keyframe_fps=options.keyframe_fps,
         source_fps=options.source_fps, noise_weight=options.noise_weight, checkpoints=not options.no_checkpoints,
+        timestep_offset=1 if options.model else None, sample_guidance=None if options.model else DEMO_GUIDANCE_SCALE,
         seed=options.seed, prompts=tuple(options.sample), sample_every=options.sample_every if options.sample else 0,
     )  # fmt: skip
     config = TrainConfig(
@@ -96,13 +100,14 @@ def _job(options: argparse.Namespace) -> "Job":
 
 def _local_device(name: str | None) -> str | None:
     """Join the other processes that ``torchrun`` started, and take the device of this one."""
-    import torch
     import torch.distributed as dist
 
+    from ..runtime.devices import first_present
+
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        uses_cuda = torch.cuda.is_available() and not (name or "").startswith("cpu")
-        dist.init_process_group("nccl" if uses_cuda else "gloo")
-        if uses_cuda and name is None:
+        kind = (name or first_present()).partition(":")[0]
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        if kind == "cuda" and name in (None, "cuda"):
             return f"cuda:{os.environ['LOCAL_RANK']}"
     return name
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..models.masked_unet import GROUP_FRAMES
 from ..models.movq import MoVQ
 from ..stages.interpolation import SKIP_FRAMES
-from ..stages.tokenizer import Tokenizer
+from ..stages.tokenizer import Tokenizer, pad_tokens
 from ..training.batches import gap_frames, perturb
 from ..training.loop import fingerprint
 from ..training.noise_levels import draw_noise_levels, draw_normal
@@ -107,14 +107,8 @@ def cached_clips(
 
 
 def tokenize(tokenizer: Tokenizer, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """Tokenize captions: ids and mask ``[B, L]``, L one more than the longest."""
-    rows = [tokenizer.encode(caption).ids[0] for caption in captions]
-    length = max(map(len, rows)) + 1
-    ids, mask = (torch.zeros(len(rows), length, dtype=torch.long) for _ in range(2))
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
-    return ids, mask
+    """Tokenize captions: ids and mask ``[B, L]``, see ``pad_tokens``."""
+    return pad_tokens([tokenizer.encode(caption).ids for caption in captions])
 
 
 def draw_captions(rng: np.random.Generator, batch: int, tokenizer: Tokenizer) -> tuple[Tensor, Tensor, Tensor]:

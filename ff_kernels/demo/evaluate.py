@@ -1,4 +1,4 @@
-"""Measure the demo model: ``python -m fusionframes.ff_kernels.demo.evaluate`` prints the table of README."""
+"""Measure the demo model: ``python -m fusionframes.ff_kernels.demo.evaluate`` prints the table of README.md."""
 
 import argparse
 import itertools

@@ -5,11 +5,10 @@ from typing import Any
 from ..checkpoints.folder import find_models
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.settings import Settings
+from ..stages.releases import DEMO_GUIDANCE_SCALE
 from . import WEIGHTS
 
-# At 0.2, 0.5, 1 and 2 all of 64 captions were drawn as they say, as the captions are learnt well without guidance.
-# From 0.5 on small shapes get holes, at 2 outlines fray.
-DEFAULTS = Settings(fps="high", width=64, height=64, guidance_scale=0.2)
+DEFAULTS = Settings(fps="high", width=64, height=64, guidance_scale=DEMO_GUIDANCE_SCALE)
 
 
 def demo_pipeline(**options: Any) -> Pipeline:

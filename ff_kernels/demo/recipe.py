@@ -14,7 +14,7 @@ VIDEO_MOVQ = replace(MOVQ, temporal=True, temporal_kernel_size=(3, 1, 1), tempor
 KEYFRAMES = UNetConfig(
     "1.0", "keyframe", 4, 4, model_channels=48, init_channels=32, time_embed_dim=96, context_dim=CONTEXT_DIM,
     groups=8, head_dim=16, dim_mult=(1, 2), num_blocks=(2, 2), add_cross_attention=(False, True),
-    add_self_attention=(False, True), num_frames=5,
+    add_self_attention=(False, True), num_frames=5, timestep_offset=20,
 )  # fmt: skip
 # One level only: the networks halve their sides before the skip connection, and twelve noisy channels do not fit
 # through a halved level of this width. The context of the 1.0 interpolation is the null text always, so text

@@ -176,6 +176,6 @@ def pair_clips(reference: dict[str, ClipFiles], clips: dict[str, ClipFiles]) -> 
         if alone:
             raise InputError(
                 f"expected equal names in both folders, found '{min(alone)}' ({len(alone)} in all) only in the {name}"
-                ": rename, complete or use --unpaired"
-            )
+                ": rename it, complete the other one or compare without pairs", setting="is_paired",
+            )  # fmt: skip
     return [(reference[name], clips[name]) for name in reference]

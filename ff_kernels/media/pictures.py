@@ -153,6 +153,8 @@ def fit_covering(picture: Tensor, width: int, height: int) -> Tensor:
 def to_rgb(picture: Tensor, name: str = "picture") -> Tensor:
     """Return ``[H, W, 3]`` in 0..1 of a picture with one (grey), two (grey, alpha), three or four (alpha) channels.
 
+    What is transparent lies over white, as in ``read_image``.
+
     Args:
         picture: ``[H, W, C]``.
         name: what to call it in an error.
@@ -161,9 +163,13 @@ def to_rgb(picture: Tensor, name: str = "picture") -> Tensor:
         InputError: if a pixel is no number.
     """
     colours = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1].expand(*picture.shape[:-1], 3)
-    if not torch.isfinite(colours).all():
+    if not torch.isfinite(picture).all():
         raise InputError(f"{name} expected numbers, got NaN or infinite pixels: run what made it again")
-    return colours.float().clamp(0, 1)
+    colours = colours.float().clamp(0, 1)
+    if picture.shape[-1] not in (2, 4):
+        return colours
+    alpha = picture[..., -1:].float().clamp(0, 1)
+    return colours * alpha + (1 - alpha)
 
 
 def _rgb(image: Image.Image, path: Path) -> np.ndarray:

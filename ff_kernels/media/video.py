@@ -70,12 +70,13 @@ def check_output(path: str | Path) -> Path:
         taken = next((name for name in (path, _numbered(path, 1)[0]) if name.is_dir()), None)
         if taken is not None:
             raise InputError(f"expected an output file, got the folder '{taken}': choose another name")
-        if not path.parent.is_dir():
-            raise InputError(f"expected the folder '{path.parent}' for '{path.name}', found none: create it")
+        folder = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
+        if not folder.is_dir():
+            raise InputError(f"expected the folder '{folder}' for '{path.name}', found none: create it")
     except OSError as error:
         raise InputError(f"cannot use the output '{path}': {reason_of(error)}") from error
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InputError(f"expected a writable folder, got '{path.parent}': choose another for '{path.name}'")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"expected a writable folder, got '{folder}': choose another for '{path.name}'")
     if suffix in _VIDEO_FORMATS:
         _require_encoder(suffix)
     return path

@@ -66,13 +66,9 @@ def bootstrap_mean(values: Tensor, *, level: float = LEVEL, resamples: int = RES
 
 
 def bootstrap(
-    items: Tensor,
-    statistic: Callable[[Tensor], float],
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
+    items: Tensor, statistic: Callable[[Tensor], float], *, level: float = LEVEL, resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Interval:
+) -> Interval:  # fmt: skip
     """Return the interval of any statistic over items, called once per resample.
 
     Not for statistics that repeated items bias, such as a Frechet distance: its resamples lie above its value.

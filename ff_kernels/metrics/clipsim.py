@@ -42,14 +42,9 @@ def clip_similarity(frames: Tensor, prompt: Tensor) -> Tensor:
 
 
 def clipsim(
-    frames: Tensor,
-    prompt: str,
-    encode_frames: Callable[[Tensor], Tensor],
-    encode_prompt: Callable[[str], Tensor],
-    *,
-    batch: int = 16,
-    progress: Callable[[int, int], None] | None = None,
-) -> Tensor:
+    frames: Tensor, prompt: str, encode_frames: Callable[[Tensor], Tensor], encode_prompt: Callable[[str], Tensor], *,
+    batch: int = 16, progress: Callable[[int, int], None] | None = None,
+) -> Tensor:  # fmt: skip
     """Cosine of each frame and the prompt, -1..1, encoded batch by batch.
 
     Args:

@@ -45,7 +45,7 @@ class Evaluation:
 
     Attributes:
         measures: rows of the table.
-        missing: one phrase per metric that was not measured: which, why, what to do.
+        missing: one phrase per metric that was not measured: which and why.
         clips: clips evaluated.
     """
 
@@ -95,14 +95,9 @@ class _Set:
 
 
 def evaluate(
-    reference: str | Path,
-    folder: str | Path,
-    networks: Networks | None = None,
-    *,
-    is_paired: bool = True,
-    splits: int = SPLITS,
-    progress: Progress | None = None,
-) -> Evaluation:
+    reference: str | Path, folder: str | Path, networks: Networks | None = None, *, is_paired: bool = True,
+    splits: int = SPLITS, progress: Progress | None = None,
+) -> Evaluation:  # fmt: skip
     """Measure the clips at ``folder`` against those at ``reference``.
 
     Memory holds a few frames per clip (16 with an I3D or an Inception network), one value per frame of every clip, and
@@ -130,8 +125,9 @@ def evaluate(
     references, clips = find_clips(reference), find_clips(folder)
     if networks.inception is not None and not 1 <= splits <= len(clips):
         raise InputError(
-            f"expected 1..{len(clips)} splits of the Inception Score for as many clips, got {splits}: change --splits"
-        )
+            f"expected 1..{len(clips)} splits of the Inception Score for as many clips, got {splits}: take another "
+            "number", setting="splits",
+        )  # fmt: skip
     fidelity: dict[str, list[Tensor]] = {}
     if is_paired:
         pairs = pair_clips(references, clips)
@@ -252,13 +248,13 @@ def _of_sets(true: _Set, judged: _Set) -> list[Measure]:
 def _missing(true: _Set, judged: _Set, is_paired: bool) -> Iterator[str]:
     networks = judged.networks
     if not is_paired:
-        yield "PSNR, SSIM, MSE and LPIPS: they need pairs of clips, leave --unpaired out"
+        yield "PSNR, SSIM, MSE and LPIPS: they need pairs of clips"
     if networks.lpips is None:
-        yield ("LPIPS and " if is_paired else "") + f"{NEIGHBOUR_LPIPS}: no network, give --lpips FILE"
+        yield ("LPIPS and " if is_paired else "") + f"{NEIGHBOUR_LPIPS}: no network"
     if networks.i3d is None:
-        yield "FVD: no network, give --i3d FILE"
+        yield "FVD: no network"
     if networks.inception is None:
-        yield "IS: no network, give --inception FILE"
+        yield "IS: no network"
     for short, name in ((judged.short, "evaluated"), (true.short, "reference")):
         if short:
             yield (

@@ -45,7 +45,7 @@ class FeatureStatistics:
         if not torch.isfinite(features).all():
             raise InputError("expected finite features, got NaN or infinity: check the network and its input")
         if len(features):
-            chunk = features.detach().to("cpu", torch.float64)
+            chunk = features.detach().cpu().double()
             mean = chunk.mean(0)
             centred = chunk - mean
             self._merge(len(chunk), mean, centred.T @ centred)

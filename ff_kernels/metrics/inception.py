@@ -54,7 +54,7 @@ class InceptionScore:
             raise ShapeError(
                 f"expected probabilities [N, {width}], got {list(probabilities.shape)}: use one classifier"
             )
-        rows = probabilities.detach().to("cpu", torch.float64)
+        rows = probabilities.detach().cpu().double()
         if not ((rows >= 0).all() and ((rows.sum(1) - 1).abs() <= 1e-3).all()):
             raise InputError(
                 "expected rows of probabilities that sum to 1, got others, such as logits: end the network in a softmax"

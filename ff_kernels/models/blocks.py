@@ -232,11 +232,19 @@ class AttentionBlock(nn.Module):
         x = self._add_text(x, step) if self.is_cross else self._add_positions(x, step)
         return add_feed_forward(self.feed_forward, x, self.out_norm(x, step))
 
+    def _add_hooked(self, x: Tensor, step: Step) -> Tensor:
+        tokens = to_tokens(self.in_norm(x, step))  # [N, P, C]
+        return x + to_maps(step.hooks.attend(self.attention, tokens, tuple(x.shape[-2:]), is_text=self.is_cross), x)
+
     def _add_positions(self, x: Tensor, step: Step) -> Tensor:
+        if step.hooks.takes_positions:
+            return self._add_hooked(x, step)
         tokens = to_tokens(self.in_norm(x, step))  # [N, P, C]
         return to_maps(self.attention.to_self(tokens, to_tokens(x)), x)
 
     def _add_text(self, x: Tensor, step: Step) -> Tensor:
+        if step.hooks.takes_text:
+            return self._add_hooked(x, step)
         conditions, constant = step.conditions, step.conditions.constants[self.slot]
         attending = conditions.attending(self.slot)
         parts = []

@@ -1,7 +1,7 @@
 """What a U-Net is told besides its latents, worked out once per run by ``prepare`` and read at every step.
 
 N samples are R rows of ``frames_per_row`` neighbouring samples each: a row is one prompt in one guidance branch
-(ops/EXACTNESS.md, "Once per run"). Temporal layers see the N samples as clips of ``num_frames`` samples.
+(ops/EXACTNESS.md, "Once per run"). Temporal layers see the N samples as clips of ``clip_length`` samples.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from .hooks import NO_HOOKS, Hooks
 
 Rows = Literal["time", "position", "both"]
 
@@ -27,7 +29,7 @@ class Conditions:
             is 1, whatever the query (ops/EXACTNESS.md, "Null branch is a constant").
         key_mask: ``[A, L]`` booleans, or None where every row uses all L tokens.
         samples: N.
-        num_frames: samples of one clip (keyframes) or gaps of one clip (interpolation).
+        clip_length: samples of one clip (keyframes) or gaps of one clip (interpolation).
         is_temporal: False in the image mode of release 1.1, where temporal blocks are skipped.
         mixing: how many of the N samples, from the first on, mix over time; None for all (release 1.1 interpolation).
         merge: None, or ``[mixing]`` factors on the temporal merges of those samples.
@@ -38,7 +40,7 @@ class Conditions:
     constants: tuple[Tensor, ...]
     key_mask: Tensor | None
     samples: int
-    num_frames: int
+    clip_length: int
     is_temporal: bool = True
     mixing: int | None = None
     merge: Tensor | None = None
@@ -72,11 +74,13 @@ class Step:
         conditions: the tables.
         index: number of the step in them.
         first: which of the N samples the first one is where a block runs some of them at a time.
+        hooks: where a host steps in.
     """
 
     conditions: Conditions
     index: int
     first: int = 0
+    hooks: Hooks = NO_HOOKS
 
 
 def cut_context(context: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -121,12 +125,12 @@ def part_rows(context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | No
     return context[:attending], None if bool(mask.all()) else mask, single
 
 
-def part_merge(merge: Tensor | None, num_frames: int) -> tuple[int | None, Tensor | None]:
+def part_merge(merge: Tensor | None, clip_length: int) -> tuple[int | None, Tensor | None]:
     """Part the samples whose temporal merges are factored by 0, and so do nothing, from those before them.
 
     Args:
         merge: None, or ``[N]`` factors.
-        num_frames: samples of a clip, which stay together.
+        clip_length: samples of a clip, which stay together.
 
     Returns:
         ``mixing`` and ``merge`` of ``Conditions``.
@@ -134,8 +138,8 @@ def part_merge(merge: Tensor | None, num_frames: int) -> tuple[int | None, Tenso
     if merge is None:
         return None, None
     known = merge.cpu()
-    clips = known.unflatten(0, (-1, num_frames)).any(dim=1).nonzero()
-    mixing = (int(clips.max()) + 1) * num_frames if len(clips) else 0
+    clips = known.unflatten(0, (-1, clip_length)).any(dim=1).nonzero()
+    mixing = (int(clips.max()) + 1) * clip_length if len(clips) else 0
     return mixing, None if bool((known[:mixing] == 1).all()) else merge[:mixing]
 
 

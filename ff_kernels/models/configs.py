@@ -11,6 +11,8 @@ STAGES = ("keyframe", "interpolation", "masked")
 RELEASED_VARIANT, WINDOWED_VARIANT = "Conv1dAttn1dBlocks", "Conv1dAttn3dBlocks"
 MIXED_VARIANT, VOLUME_VARIANT = "Conv1dAttn1dLayers", "Conv3dAttn1dBlocks"
 TEMPORAL_VARIANTS = (MIXED_VARIANT, RELEASED_VARIANT, VOLUME_VARIANT, WINDOWED_VARIANT)
+# Release 1.0 spreads as many units of time over its keyframes, in whole numbers.
+POSITION_UNITS_V10 = 180
 
 
 class _FromDict:
@@ -34,6 +36,9 @@ class UNetConfig(_FromDict):
         stage: "keyframe", "interpolation", or "masked": the paper's baseline of the interpolation.
         num_frames: keyframes the network was trained on (15 in 1.0, 12 in 1.1); other counts run as well.
         temporal_variant: one of ``TEMPORAL_VARIANTS``; the interpolation mixes time in its own way and knows one.
+        timestep_offset: how far the timestep told lies below the level of the noise, in steps of 1000, release 1.0:
+            training on 1000 steps gives 1. A run of 50 steps as released tells 20 too little, and the demo was trained
+            on such runs. Only solvers other than the release's own formula read it.
     """
 
     family: str
@@ -56,6 +61,7 @@ class UNetConfig(_FromDict):
     noise_augmentation: bool = False
     motion_score: bool = False
     temporal_variant: str = RELEASED_VARIANT
+    timestep_offset: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what no block could be built from."""
@@ -81,6 +87,30 @@ class UNetConfig(_FromDict):
         halvings = len(self.dim_mult) - 1
         # Windows of 2 x 2 positions must fit the smallest level as well.
         return 2 ** (halvings + (self.temporal_variant == WINDOWED_VARIANT))
+
+
+def check_sides(width: int, height: int, multiple: int, unit: str = "pixels") -> None:
+    """Refuse sides that a network cannot halve, naming the nearest that it can.
+
+    Raises:
+        InputError: naming the side, the multiple and what to take.
+    """
+    for name, value in (("width", width), ("height", height)):
+        if value < multiple or value % multiple:
+            near = max(1, round(value / multiple)) * multiple
+            raise InputError(f"{name} expected a multiple of {multiple} {unit}, got {value}: take {near}")
+
+
+def check_keyframes(family: str, keyframes: int) -> None:
+    """Refuse more keyframes than a release can tell apart.
+
+    Raises:
+        InputError: naming how many it can.
+    """
+    if family == "1.0" and keyframes > POSITION_UNITS_V10:
+        raise InputError(
+            f"expected at most {POSITION_UNITS_V10} keyframes for release 1.0, got {keyframes}: ask for fewer"
+        )
 
 
 def check_variant(name: str) -> None:

@@ -85,7 +85,7 @@ class InterpolationUNet(UNet):
         merge = None if merge is None else merge.to(context.device).repeat_interleave(per_row, 0)
         mixing, merge = part_merge(merge, num_gaps)
         return self._tables(
-            valid, mask, {"time": time}, samples=rows * per_row, num_frames=num_gaps, mixing=mixing, merge=merge
+            valid, mask, {"time": time}, samples=rows * per_row, clip_length=num_gaps, mixing=mixing, merge=merge
         )
 
     def _told(self, time: Tensor, pooled: Tensor, noise_level: Tensor | float, skip_frames: Tensor | int) -> Tensor:

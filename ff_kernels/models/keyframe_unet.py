@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from .blocks import Embedding, ResNetBlock
 from .conditions import Conditions, Step, combine_rows, cut_context
-from .configs import MIXED_VARIANT
+from .configs import MIXED_VARIANT, POSITION_UNITS_V10, check_keyframes
+from .hooks import NO_HOOKS, Hooks
 from .layers import Layers
 from .temporal_blocks import MixedAttentionBlock, MixedConvBlock, TemporalAttentionBlock, TemporalResNetBlock
 from .unet import BlockSet, UNet, expand_rows
@@ -69,7 +70,7 @@ class KeyframeUNet(UNet):
         *,
         lengths: Tensor | None = None,
         positions: Tensor | None,
-        num_frames: int = 1,
+        keyframes: int = 1,
         frames_per_row: int | None = None,
         noise_level: Tensor | float | None = None,
         motion_score: Tensor | float | None = None,
@@ -82,17 +83,17 @@ class KeyframeUNet(UNet):
             timesteps: ``[S]`` integers told to the network, or ``[S, R]``.
             lengths: ``[R]`` tokens that count in the pooling mean; default L. Rows of several prompts are padded,
                 so that each needs its own.
-            positions: ``[P]`` frame positions, P = ``num_frames`` or N (0, 12, .. 168 in release 1.0; 0 .. 11 in
+            positions: ``[P]`` frame positions, P = ``keyframes`` or N (0, 12, .. 168 in release 1.0; 0 .. 11 in
                 1.1); None for the image mode of 1.1, in which every sample is a picture of its own.
-            num_frames: keyframes per clip.
-            frames_per_row: samples that share a row; default ``num_frames``. N is R times this.
+            keyframes: keyframes per clip.
+            frames_per_row: samples that share a row; default ``keyframes``. N is R times this.
             noise_level: 1.1: diffusion steps of noise on the first frame, one number or ``[R]``.
             motion_score: 1.1: 1 (still) .. 100, one number or ``[R]``.
 
         Source: paper section 4.1; release 1.0 and 1.1, golden ``v10_keyframe_unet``, ``v11_keyframe_unet``.
         """
         rows = context.shape[0]
-        per_row = (num_frames if positions is not None else 1) if frames_per_row is None else frames_per_row
+        per_row = (keyframes if positions is not None else 1) if frames_per_row is None else frames_per_row
         valid, mask = cut_context(context, context_mask)
         time = self._time_vectors(timesteps, context) + self.feature_pooling(context, lengths, valid, mask)  # [S, R, E]
         vectors = {"time": time}
@@ -106,7 +107,7 @@ class KeyframeUNet(UNet):
             if self.config.family == "1.1":
                 vectors["both"] = combine_rows(time, position, per_row)
         return self._tables(
-            valid, mask, vectors, samples=rows * per_row, num_frames=num_frames, is_temporal=positions is not None
+            valid, mask, vectors, samples=rows * per_row, clip_length=keyframes, is_temporal=positions is not None
         )
 
     def _first_frame_vectors(
@@ -123,7 +124,7 @@ class KeyframeUNet(UNet):
                 total = vector if total is None else total + vector
         return total
 
-    def forward(self, x: Tensor, conditions: Conditions, step: int = 0) -> Tensor:
+    def forward(self, x: Tensor, conditions: Conditions, step: int = 0, hooks: Hooks = NO_HOOKS) -> Tensor:
         """Predict the noise; see ``UNet.forward``."""
         self._check(x, conditions)
         # Release 1.1 picks the image layer when a batch holds at most two samples; told by the conditions
@@ -131,14 +132,18 @@ class KeyframeUNet(UNet):
         # (RELEASES.md, "Input layer by batch size").
         is_image = not conditions.is_temporal and hasattr(self, "image_in_layer")
         x = self.image_in_layer(x) if is_image else self.in_layer(x)
-        return self._run_levels(x, Step(conditions, step))
+        return self._run_levels(x, Step(conditions, step, hooks=hooks))
 
 
-def keyframe_positions(family: str, num_frames: int) -> Tensor:
-    """Return ``[num_frames]`` positions told to the network: 0, 12, .. in release 1.0; 0, 1, .. in 1.1.
+def keyframe_positions(family: str, keyframes: int) -> Tensor:
+    """Return ``[keyframes]`` positions told to the network: 0, 12, .. in release 1.0; 0, 1, .. in 1.1.
+
+    Raises:
+        InputError: if release 1.0 could not tell them apart.
 
     Source: release 1.0 spreads 180 time units over the frames (15 frames: every 12); release 1.1 counts.
     """
+    check_keyframes(family, keyframes)
     if family == "1.1":
-        return torch.arange(num_frames)
-    return torch.arange(num_frames) * (180 // num_frames)
+        return torch.arange(keyframes)
+    return torch.arange(keyframes) * (POSITION_UNITS_V10 // keyframes)

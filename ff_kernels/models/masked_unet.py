@@ -38,14 +38,7 @@ class MaskedUNet(InterpolationUNet):
     ) -> Conditions:
         """Work out all that depends on timestep and guidance branch, for every step of a run.
 
-        Args:
-            context: ``[R, L, D]``; the null embedding followed by one zero token in every row.
-            context_mask: ``[R, L]``, non-zero where a token is valid.
-            timesteps: ``[S]`` integers told to the network, or ``[S, R]``.
-            lengths: ``[R]`` tokens that count in the pooling mean; default L.
-            num_gaps: groups that share a row; N is ``5 * R * num_gaps``.
-            skip_frames: as in ``InterpolationUNet.prepare``.
-            noise_level: as in ``InterpolationUNet.prepare``.
+        Arguments as in ``InterpolationUNet.prepare`` of release 1.0; N is ``5 * R * num_gaps``.
         """
         valid, mask = cut_context(context, context_mask)
         pooled = self.feature_pooling(context, lengths, valid, mask)
@@ -53,4 +46,4 @@ class MaskedUNet(InterpolationUNet):
         position = self.embed(self.to_temporal_embed, keyframe_positions(self.config.family, GROUP_FRAMES), context)
         vectors = {"time": time, "position": position[None]}
         samples = len(context) * num_gaps * GROUP_FRAMES
-        return self._tables(valid, mask, vectors, samples=samples, num_frames=GROUP_FRAMES)
+        return self._tables(valid, mask, vectors, samples=samples, clip_length=GROUP_FRAMES)

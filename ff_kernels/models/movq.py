@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ShapeError
-from ..ops import attend, attend_over_time, spatial_norm_act
-from ..ops.eager.norm import modulate_by_maps
+from ..ops import attend, attend_over_time, modulate_by_maps, spatial_norm_act
 from .configs import MoVQConfig
 from .layers import Layers, is_pointwise, project_maps
 
@@ -308,15 +307,15 @@ class MoVQ(nn.Module):
         """Return latents ``[N, z, H / factor, W / factor]``, unscaled.
 
         Args:
-            pixels: ``[N, 3, H, W]`` in -1..1, sides multiples of ``config.factor``.
+            pixels: ``[N, 3, H, W]`` in -1..1, sides positive multiples of ``config.factor``.
 
         Raises:
-            ShapeError: if a side is not a multiple of the factor.
+            ShapeError: if a side is not a positive multiple of the factor.
         """
         factor = self.config.factor
-        if pixels.ndim != 4 or pixels.shape[-1] % factor or pixels.shape[-2] % factor:
+        if pixels.ndim != 4 or any(side % factor or not side for side in pixels.shape[-2:]):
             raise ShapeError(
-                f"MoVQ encode expected [N, 3, H, W] with sides that are multiples of {factor}, got "
+                f"MoVQ encode expected [N, 3, H, W] with sides that are positive multiples of {factor}, got "
                 f"{list(pixels.shape)}: resize or crop the picture first"
             )
         return self.quant_conv(self.encoder(pixels))

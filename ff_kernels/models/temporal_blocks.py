@@ -95,7 +95,7 @@ class TemporalResNetBlock(nn.Module):
         for i, (norm, _, conv) in enumerate(self.temporal_resnet_blocks):
             out = norm(out, step, activate=True)
             run = run_in_volume if conv.kernel_size[-1] > 1 else run_in_time
-            out = run(conv, out, step.conditions.num_frames, residual=x if i == last else None)
+            out = run(conv, out, step.conditions.clip_length, residual=x if i == last else None)
         return out
 
 
@@ -171,7 +171,7 @@ class TemporalAttentionBlock(nn.Module):
         if not step.conditions.is_temporal:
             return x
         in_norm, out_norm = (getattr(self, name) for name in self.norm_names)
-        x = self.temporal_attention(in_norm(x, step), step.conditions.num_frames, x)
+        x = self.temporal_attention(in_norm(x, step), step.conditions.clip_length, x)
         return add_feed_forward(self.feed_forward, x, out_norm(x, step))
 
 
@@ -193,7 +193,7 @@ class MixedConvBlock(ConvBlock):
         """Mix the frames of a clip."""
         if not step.conditions.is_temporal:
             return add(x, residual)
-        return run_in_time(self.temporal_projection, x, step.conditions.num_frames, residual)
+        return run_in_time(self.temporal_projection, x, step.conditions.clip_length, residual)
 
 
 class MixedAttentionBlock(AttentionBlock):
@@ -208,7 +208,7 @@ class MixedAttentionBlock(AttentionBlock):
         """Map ``[N, C, H, W]`` to the same shape."""
         x = self._add_positions(x, step)
         if step.conditions.is_temporal:
-            x = self.temporal_attention(self.temporal_norm(x, step), step.conditions.num_frames, x)
+            x = self.temporal_attention(self.temporal_norm(x, step), step.conditions.clip_length, x)
         return add_feed_forward(self.feed_forward, x, self.out_norm(x, step))
 
 
@@ -246,7 +246,7 @@ class TemporalMergeConv(nn.Module):
         return mix_in_time(x, step, lambda part: self._mix(part, step))
 
     def _mix(self, x: Tensor, step: Step) -> Tensor:
-        mixed = from_clips(self.temporal_projection(as_clips(x, step.conditions.num_frames)), x)
+        mixed = from_clips(self.temporal_projection(as_clips(x, step.conditions.clip_length)), x)
         return merge_time(x, mixed, self.temporal_merge, step)
 
 
@@ -267,8 +267,8 @@ class MergingConvBlockV10(ConvBlock):
     def mix_time(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         """Mix the gaps of a clip."""
         if self.folded_time is not None:
-            return run_in_time(self.folded_time, x, step.conditions.num_frames, residual)
-        mixed = run_in_time(self.temporal_projection, x, step.conditions.num_frames)
+            return run_in_time(self.folded_time, x, step.conditions.clip_length, residual)
+        mixed = run_in_time(self.temporal_projection, x, step.conditions.clip_length)
         return add(merge_time(x, mixed, self.temporal_merge, step), residual)
 
 
@@ -305,7 +305,7 @@ class MergingAttentionBlock(nn.Module):
         return mix_in_time(x, step, lambda part: self._mix(part, step))
 
     def _mix(self, x: Tensor, step: Step) -> Tensor:
-        mixed = self.attention(self.in_norm(x, step), step.conditions.num_frames)
+        mixed = self.attention(self.in_norm(x, step), step.conditions.clip_length)
         x = merge_time(x, mixed, self.temporal_merge1, step)
         mixed = add_feed_forward(self.feed_forward, None, self.out_norm(x, step))
         return merge_time(x, mixed, self.temporal_merge2, step)

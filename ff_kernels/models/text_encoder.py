@@ -130,6 +130,22 @@ class TextEncoder(nn.Module):
         self.shared = layers.embedding(config.vocab_size, config.d_model)
         self.encoder = _Stack(layers, config, self.shared)
 
+    def step_blocks(self) -> list[nn.Module]:
+        """Return the blocks in the order in which they run."""
+        return list(self.encoder.block)
+
+    def conditioner_modules(self) -> list[nn.Module]:
+        """Return nothing: every layer runs in every call."""
+        return []
+
+    def looked_up(self) -> list[nn.Module]:
+        """Return the table of words: of its many rows a prompt reads a few."""
+        return [self.shared]
+
+    def layers_read_apart(self) -> list[nn.Module]:
+        """Return the table of positions, which lies in the first block and serves all."""
+        return [self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias]
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the last hidden state ``[B, L, d_model]``.
 

@@ -10,6 +10,7 @@ from ..errors import ShapeError
 from .blocks import AttentionBlock, AttentionPooling, ConditionalGroupNorm, Embedding, OutLayer, ResNetBlock
 from .conditions import Conditions, Step, part_rows, sinusoid
 from .configs import UNetConfig
+from .hooks import NO_HOOKS, Hooks, Place
 from .layers import Layers
 
 
@@ -39,6 +40,17 @@ class BlockSet:
 
 
 class _Level(nn.Module):
+    # Places in a unit's list, in the order in which its blocks run.
+    order: tuple[int, ...]
+
+    def units(self) -> list[list[nn.Module]]:
+        """Return the blocks of each unit in the order in which they run."""
+        return [[unit[i] for i in self.order] for unit in self.resnet_attn_blocks]
+
+    def ends(self) -> list[nn.Module]:
+        """Return the blocks before the units of a down level, or behind those of an up level, in their order."""
+        return [self.self_attention_block, self.temporal_attention_block]
+
     def _add_attention(self, blocks: BlockSet, channels: int, self_attention: bool) -> None:
         self.is_time_last = blocks.is_time_last
         self.self_attention_block = nn.Identity()
@@ -60,6 +72,9 @@ def _unit(
 class DownLevel(_Level):
     """Self and temporal attention on the input width, then units; the last one halves the sides."""
 
+    order = (0, 3, 1, 2, 4)
+    place: Place = "input"
+
     def __init__(
         self, blocks: BlockSet, widths: tuple[int, int], units: int, context: bool, attention: bool, halve: bool
     ) -> None:
@@ -75,22 +90,29 @@ class DownLevel(_Level):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Map ``[N, C, H, W]`` to ``[N, C', H', W']``."""
-        x = _run(self.self_attention_block, x, step)
-        x = _run(self.temporal_attention_block, x, step)
-        for first, text, second, first_time, second_time in self.resnet_attn_blocks:
-            for block in (first, first_time, text, second, second_time):
+        for block in self.ends():
+            x = _run(block, x, step)
+        for i, unit in enumerate(self.units()):
+            if i:
+                x = step.hooks.leave_skip(x)
+                step.hooks.enter(self.place)
+            for block in unit:
                 x = _run(block, x, step)
+            x = step.hooks.leave(x)
         return x
 
 
 class UpLevel(_Level):
     """Units, the first of which doubles the sides, then temporal and self attention on the output width."""
 
+    order = (3, 0, 1, 4, 2)
+
     def __init__(
         self, blocks: BlockSet, widths: tuple[int, int, int], units: int, context: bool, attention: bool, double: bool
     ) -> None:
         super().__init__()
         width, skip, outputs = widths
+        self.place: Place = "output" if skip else "middle"
         self.resnet_attn_blocks = nn.ModuleList()
         for i in range(units):
             inputs = width + skip if i == 0 else width
@@ -102,13 +124,19 @@ class UpLevel(_Level):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Map ``[N, C, H, W]`` to ``[N, C', H', W']``."""
-        for first, text, second, first_time, second_time in self.resnet_attn_blocks:
-            for block in (first_time, first, text, second_time, second):
+        for i, unit in enumerate(self.units()):
+            if i:
+                step.hooks.enter(self.place)
+            for block in unit:
                 x = _run(block, x, step)
-        ends = (self.temporal_attention_block, self.self_attention_block)
-        for block in reversed(ends) if self.is_time_last else ends:
+        for block in self.ends():
             x = _run(block, x, step)
         return x
+
+    def ends(self) -> list[nn.Module]:
+        """Return the attention blocks in the order of the variant."""
+        pair = super().ends()
+        return pair if self.is_time_last else pair[::-1]
 
 
 class UNet(nn.Module):
@@ -160,6 +188,34 @@ class UNet(nn.Module):
         texts = [layer for text in self._texts for layer in (text.attention.to_key, text.attention.to_value)]
         return [self.feature_pooling, *embeddings, *texts, *(norm.context_mlp for norm in self._norms)]
 
+    def step_blocks(self) -> list[nn.Module]:
+        """Return the blocks of all levels in the order in which a step runs them."""
+        down = [block for level in self.down_samples for part in (level.ends(), *level.units()) for block in part]
+        up = [block for level in self.up_samples for part in (*level.units(), level.ends()) for block in part]
+        return [block for block in (*down, *up) if not isinstance(block, nn.Identity)]
+
+    def layers_read_apart(self) -> list[nn.Module]:
+        """Return the layers inside of blocks that ``prepare`` calls as well."""
+        return [text.attention.output_layer for text in self._texts]
+
+    def looked_up(self) -> list[nn.Module]:
+        """Return nothing: the U-Nets have no large table that is read by rows."""
+        return []
+
+    def table_values(self, steps: int, rows: int, samples: int, tokens: int) -> int:
+        """Return the most numbers that the tables of ``prepare`` hold.
+
+        Args:
+            steps: of the run.
+            rows: prompts times guidance branches.
+            samples: samples of all rows.
+            tokens: of the longest prompt.
+        """
+        told = {"time": steps * rows, "position": samples, "both": steps * samples}
+        modulations = sum(told[norm.rows] * norm.context_mlp[-1].out_features for norm in self._norms)
+        widths = sum(text.attention.to_key.out_features for text in self._texts)
+        return modulations + 2 * rows * (tokens + 1) * widths
+
     def _number_slots(self) -> None:
         self._norms = [m for m in self.modules() if isinstance(m, ConditionalGroupNorm)]
         self._texts = [m for m in self.modules() if isinstance(m, AttentionBlock) and m.is_cross]
@@ -196,22 +252,27 @@ class UNet(nn.Module):
             )
 
     def _run_levels(self, x: Tensor, step: Step) -> Tensor:
+        hooks = step.hooks
         skips = []
+        x = hooks.leave_skip(hooks.start(x))
         for level in self.down_samples:
-            x = level(x, step)
-            skips.append(x)
+            hooks.enter(level.place)
+            skips.append(level(x, step))
+            x = hooks.leave_skip(skips[-1])
         skips.pop()
         for i, level in enumerate(self.up_samples):
-            x = level(torch.cat([x, skips.pop()], dim=1) if i else x, step)
-        return self.out_layer(x)
+            hooks.enter(level.place)
+            x = level(torch.cat(hooks.join(x, skips.pop()), dim=1) if i else x, step)
+        return self.out_layer(hooks.finish(x))
 
-    def forward(self, x: Tensor, conditions: Conditions, step: int = 0) -> Tensor:
+    def forward(self, x: Tensor, conditions: Conditions, step: int = 0, hooks: Hooks = NO_HOOKS) -> Tensor:
         """Predict eps or v.
 
         Args:
             x: ``[N, num_channels, h, w]``, h and w multiples of ``config.side_multiple``.
             conditions: what ``prepare`` returned for N samples.
             step: which of the prepared timesteps this is.
+            hooks: where a host steps in.
 
         Returns:
             ``[N, out_channels, h, w]``.
@@ -220,7 +281,7 @@ class UNet(nn.Module):
             ShapeError: if x does not fit the network or the prepared conditions.
         """
         self._check(x, conditions)
-        return self._run_levels(self.in_layer(x), Step(conditions, step))
+        return self._run_levels(self.in_layer(x), Step(conditions, step, hooks=hooks))
 
 
 def _run(block: nn.Module, x: Tensor, step: Step) -> Tensor:

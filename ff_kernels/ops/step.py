@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from .eager import step as formulas
+from .eager.step import Coefficients
 from .registry import Cost, Operation, bytes_of
 
+__all__ = ["THRESHOLD_V10", "Coefficients", "Predicted", "Threshold", "sample_step"]
+
 Predicted = Literal["eps", "v", "denoised"]
-Clip = Literal["quantile", "range", "none"]
+Threshold = Literal["quantile", "range", "none"]
 # Release 1.0; its share of values inside the limit.
 THRESHOLD_V10 = 0.98
 
@@ -25,7 +28,7 @@ def _cost(predictions: Tensor, x: Tensor, noise: Tensor | None, *_: object, out:
 
 _sample_step = Operation(
     "sample_step",
-    "(Tensor predictions, Tensor x, Tensor? noise, Tensor coefficients, float[] weights, str predicted, str clip,"
+    "(Tensor predictions, Tensor x, Tensor? noise, Tensor coefficients, float[] weights, str predicted, str threshold,"
     " float ratio) -> (Tensor, Tensor)",
     _fake,
     _cost,
@@ -41,7 +44,7 @@ def sample_step(
     *,
     weights: tuple[float, ...] = (1.0,),
     predicted: Predicted = "eps",
-    clip: Clip = "range",
+    threshold: Threshold = "range",
     ratio: float = THRESHOLD_V10,
 ) -> tuple[Tensor, Tensor]:
     """Mix the guidance branches, estimate x0, clip it, and step: one pass over the samples.
@@ -50,10 +53,10 @@ def sample_step(
         predictions: ``[K * N, ...]`` of K stacked guidance branches, any floating-point dtype.
         x: ``[N, ...]`` float32 noisy samples.
         noise: ``[N, ...]`` added after the step, or None where the schedule adds none.
-        coefficients: ``[5]``: signal, noise level, gain of x0, gain of x, gain of the noise.
+        coefficients: ``[5]`` in the order of ``Coefficients``, float32.
         weights: K factors of the branches, in their order.
         predicted: what the predictions are: "eps", "v", or "denoised", the x0 estimate itself.
-        clip: "quantile" (release 1.0), "range" (release 1.1) or "none".
+        threshold: "quantile" (release 1.0), "range" (release 1.1) or "none".
         ratio: quantile of dynamic thresholding, 0..1.
 
     Returns:
@@ -61,4 +64,4 @@ def sample_step(
 
     Source: releases 1.0 and 1.1; golden ``v10_pipeline``, ``v11_pipeline``.
     """
-    return _sample_step(predictions, x, noise, coefficients, list(weights), predicted, clip, ratio)
+    return _sample_step(predictions, x, noise, coefficients, list(weights), predicted, threshold, ratio)

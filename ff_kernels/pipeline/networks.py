@@ -1,17 +1,56 @@
-"""The networks of a folder of weights: loaded when a stage first needs one, kept or freed, in the dtype it takes."""
+"""The networks of a folder of weights: opened when a stage needs one, put on the device by a plan, kept or freed.
 
-from contextlib import AbstractContextManager, nullcontext
+Weights wait in their files, which are mapped, until a plan says where they go (``runtime.plan``): nothing is there
+twice.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.detection import NULL_KEY, Kind, split_tensors
 from ..checkpoints.folder import ModelFiles
-from ..checkpoints.folding import Parity, require_parity
-from ..checkpoints.loading import Loaded, load_contents
-from ..errors import CheckpointError
-from ..models.unet import UNet
-from ..runtime.devices import wide_dtype
-from ..runtime.parking import park
+from ..checkpoints.folding import Parity, Target, require_parity
+from ..checkpoints.loading import Loaded, load_as_stored, load_contents, load_projection
+from ..errors import CheckpointError, DeviceError
+from ..runtime.budget import without_reserve
+from ..runtime.devices import free_bytes, wide_dtype
+from ..runtime.host import KEPT_FREE, free_ram, pins_for
+from ..runtime.placing import SourceOf, blocks_of, place
+from ..runtime.plan import Blocks, Budget, Plan, plan_network
+from .needs import MovqNeed, MovqPlan, Need, plan_movq
+
+P = TypeVar("P")
+
+
+@dataclass
+class Placed:
+    """A network and where its weights are.
+
+    Attributes:
+        network: runs while ``running`` is entered.
+        plan: where its weights are.
+        running: brings what passes through.
+    """
+
+    network: nn.Module
+    plan: Plan
+    running: AbstractContextManager
+
+
+@dataclass
+class _Held:
+    kind: Kind
+    network: nn.Module
+    dtype: torch.dtype
+    blocks: Blocks | None = None
+    source_of: SourceOf | None = None
+    placed: Placed | None = None
+    nbytes: int = 0
 
 
 class Networks:
@@ -22,32 +61,24 @@ class Networks:
         device: where networks run.
         dtype: dtype of the U-Nets.
         parity: "strict" or "fast", see ``Pipeline``.
-        keeps_all: keep every network that was loaded; False frees them before the next one is.
+        keeps_all: keep every network that was loaded where there is room; False frees them before the next one is.
+        budget: what they may use; a None in it is what is free at the time.
     """
 
     def __init__(
-        self, models: ModelFiles, device: torch.device, dtype: torch.dtype, parity: Parity, *, keeps_all: bool
-    ) -> None:
+        self, models: ModelFiles, device: torch.device, dtype: torch.dtype, parity: Parity, *, keeps_all: bool,
+        budget: Budget | None = None,
+    ) -> None:  # fmt: skip
         require_parity(parity)
         self.models, self.device, self.dtype, self.parity, self.keeps_all = models, device, dtype, parity, keeps_all
-        self.loaded: dict[str, Loaded] = {}
-        self._conditioners: dict[str, AbstractContextManager] = {}
+        self.budget = budget or Budget()
+        self.loaded: dict[str, _Held] = {}
+        self._pins = pins_for(device)
 
     def get(self, stage: str) -> Loaded:
-        """Return the loaded file of a stage, loading it the first time."""
-        if stage not in self.loaded:
-            if not self.keeps_all:
-                self.loaded.clear()
-                self._conditioners.clear()
-            loaded = load_contents(
-                *self.models.require(stage), stage=stage, device=self.device, dtype=self.dtype_of(stage),
-                parity=self.parity,
-            )  # fmt: skip
-            if isinstance(loaded.network, UNet) and self.device.type != "cpu":
-                # A third of a U-Net's weights is read once per run; on the device they would only take room.
-                self._conditioners[stage] = park(loaded.network.conditioner_modules(), self.device)
-            self.loaded[stage] = loaded
-        return self.loaded[stage]
+        """Return the file of a stage, loading it the first time; a U-Net or text encoder runs inside of ``placed``."""
+        held = self._open_movq(stage, torch.float32) if "movq" in stage else self._open(stage)
+        return Loaded(held.kind, held.network, self._null(stage), None)
 
     def dtype_of(self, stage: str) -> torch.dtype:
         """Return the dtype that a stage computes in: float16 overflows in a text encoder of Flan-UL2's size."""
@@ -55,17 +86,77 @@ class Networks:
             return torch.float32
         return wide_dtype(self.device, self.dtype) if stage in ("text_encoder", "projection") else self.dtype
 
-    def conditioner(self, stage: str) -> AbstractContextManager:
-        """Return what to enter while the stage's network prepares: it brings parked weights to the device."""
-        return self._conditioners.get(stage, nullcontext())
+    def target(self, stage: str) -> Target:
+        """Return where and in which dtype a stage computes."""
+        return Target(self.device, self.dtype_of(stage))
+
+    def free(self, but: str | None = None) -> None:
+        """Forget the networks of all stages but one."""
+        self.loaded = {stage: held for stage, held in self.loaded.items() if stage == but}
+
+    def limits(self) -> Budget:
+        """Return the budget with what is free in place of a None, its reserve taken off."""
+        vram, ram = self.budget.vram, self.budget.ram
+        if vram is None:
+            free = free_bytes(self.device)
+            vram = None if free is None else free + sum(held.nbytes for held in self.loaded.values())
+        if ram is None:
+            free = free_ram()
+            ram = None if free is None else max(0, free - KEPT_FREE)
+        return replace(self.budget, vram=None if vram is None else without_reserve(vram), ram=ram)
+
+    def placed(self, stage: str, need: Callable[[nn.Module], Need]) -> Placed:
+        """Return the network of a stage, its weights where the plan for what it needs wants them.
+
+        Args:
+            stage: a U-Net or the text encoder.
+            need: what its run needs beside its weights.
+
+        Raises:
+            DeviceError: if the budget is below the smallest plan.
+        """
+        held = self._open(stage)
+        needed = need(held.network)
+
+        def plan_in(limits: Budget) -> Plan:
+            return plan_network(held.blocks, limits, **vars(needed))
+
+        plan = self._best(stage, plan_in, lambda plan: not plan.streamed and plan.is_stacked == needed.may_stack)
+        if held.placed is not None and _is_elsewhere(plan, held.placed.plan):
+            del self.loaded[stage]
+            held = self._open(stage)
+        if held.placed is None:
+            hold = self._pins.hold if self._pins is not None else None
+            running = place(
+                held.network, plan, self.device, held.dtype, source_of=held.source_of, hold=hold
+            )  # fmt: skip
+            held.placed, held.source_of = Placed(held.network, plan, running), None
+        held.placed.plan, held.nbytes = plan, plan.resident
+        return held.placed
+
+    def movq(self, stage: str, need: MovqNeed) -> tuple[nn.Module, MovqPlan]:
+        """Return a MoVQ on the device, in the dtype of the plan for what it does.
+
+        Raises:
+            DeviceError: if the budget is below the smallest plan.
+        """
+
+        def plan_in(limits: Budget) -> MovqPlan:
+            return plan_movq(self.models.require(stage)[1].config, need, limits, self.device, self.dtype)
+
+        plan = self._best(stage, plan_in, lambda plan: plan.is_as_released)
+        held = self._open_movq(stage, plan.dtype)
+        held.nbytes = plan.weights
+        return held.network, plan
 
     def projection(self) -> nn.Module:
         """Return the projection of text: a file of its own or, release 1.0, part of the keyframe file."""
         stage = "projection" if "projection" in self.models.files else "keyframe"
-        projection = self.get(stage).projection
+        # Without the U-Net beside it, of which encoding needs nothing else.
+        projection = load_projection(self.models.require(stage)[0])
         if projection is None:
             self.models.require("projection")
-        return projection.to(self.dtype_of("text_encoder"))
+        return projection.to(self.device, self.dtype_of(stage)).to(self.dtype_of("text_encoder"))
 
     def null_embedding(self, stage: str) -> Tensor:
         """Return the learned empty text that a stage's file holds.
@@ -73,10 +164,56 @@ class Networks:
         Raises:
             CheckpointError: if it holds none.
         """
-        null_embedding = self.get(stage).null_embedding
+        null_embedding = self._null(stage)
         if null_embedding is None:
             raise CheckpointError(
                 f"expected a null embedding in the {stage} file of '{self.models.folder}', found none: convert the "
                 "authors' file, which holds one"
             )
-        return null_embedding.to(self.dtype)
+        return null_embedding
+
+    def _null(self, stage: str) -> Tensor | None:
+        stored = split_tensors(self.models.require(stage)[0])[1].get(NULL_KEY)
+        return None if stored is None else stored.reshape(-1).to(device=self.device, dtype=self.dtype)
+
+    def _best(self, stage: str, plan_in: Callable[[Budget], P], is_best: Callable[[P], bool]) -> P:
+        """Plan beside the networks that are there; where that is less than the best, free them and plan alone."""
+        limits = self.limits()
+        others = sum(held.nbytes for name, held in self.loaded.items() if name != stage)
+        if limits.vram is not None and others:
+            try:
+                plan = plan_in(replace(limits, vram=limits.vram - others))
+            except DeviceError:
+                plan = None
+            if plan is not None and is_best(plan):
+                return plan
+            self.free(but=stage)
+        return plan_in(limits)
+
+    def _make_room(self, stage: str) -> None:
+        if not self.keeps_all:
+            self.free(but=stage)
+
+    def _open(self, stage: str) -> _Held:
+        self._make_room(stage)
+        if stage not in self.loaded:
+            contents, kind = self.models.require(stage)
+            target = self.target(stage)
+            network, source_of = load_as_stored(contents, kind, target=target, parity=self.parity)
+            self.loaded[stage] = _Held(kind, network, target.dtype, blocks_of(network, target.dtype), source_of)
+        return self.loaded[stage]
+
+    def _open_movq(self, stage: str, dtype: torch.dtype) -> _Held:
+        self._make_room(stage)
+        if stage in self.loaded and self.loaded[stage].dtype != dtype:
+            del self.loaded[stage]
+        if stage not in self.loaded:
+            contents, kind = self.models.require(stage)
+            loaded = load_contents(contents, kind, stage=stage, device=self.device, dtype=dtype, parity=self.parity)
+            nbytes = sum(value.nbytes for value in loaded.network.parameters())
+            self.loaded[stage] = _Held(kind, loaded.network, dtype, nbytes=nbytes)
+        return self.loaded[stage]
+
+
+def _is_elsewhere(plan: Plan, other: Plan) -> bool:
+    return (plan.streamed, plan.waiting) != (other.streamed, other.waiting)

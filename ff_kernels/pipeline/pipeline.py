@@ -2,33 +2,36 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoints.folder import ModelFiles, find_models
 from ..checkpoints.folding import Parity
 from ..checkpoints.loading import Loaded
 from ..checkpoints.lora import with_loras
 from ..errors import InputError
-from ..media.pictures import fit_as_released, fit_covering
-from ..models.masked_unet import GROUP_FRAMES
-from ..runtime.budget import fits, step_bytes
+from ..media.pictures import fit_as_released, fit_covering, to_rgb
+from ..runtime.budget import ENCODE
 from ..runtime.clock import Clock, Progress
-from ..runtime.devices import free_bytes
 from ..runtime.graph import CudaCapture, Graphs
-from ..sampling.noise import KEYFRAMES, PICTURE, SeededNoise, pass_stream, stage_seeds
+from ..runtime.plan import Budget
+from ..sampling.noise import KEYFRAMES, PICTURE, Noise, SeededNoise, stage_seeds
 from ..sampling.samplers import Callback
-from ..stages.decoding import blend_overlap, decode_chunks
-from ..stages.interpolation import GAP_STAGES, SKIP_FRAMES
-from ..stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
+from ..stages.decoding import blend_overlap, decode_chunks, join_chunks
+from ..stages.interpolation import GAP_STAGES, interpolate_passes
+from ..stages.keyframes import FirstFrame, sample_keyframes, sample_picture
+from ..stages.releases import RELEASES
 from ..stages.run import Run, Text
 from .clip import Clip, LatentClip
+from .decoder import NarrowDecoder
+from .needs import Batch, MovqNeed, decoding_need, interpolation_batch, keyframe_batch, unet_need
 from .networks import Networks
 from .prompts import Prompts
-from .settings import DEFAULT_STEPS, LEVELS, Settings, resolve_settings
+from .settings import LEVELS, Settings, resolve_settings
 
 
 class Pipeline:
@@ -48,18 +51,20 @@ class Pipeline:
         uses_graphs: on a CUDA device, record a sampling step once and replay it (``runtime.graph``).
         defaults: settings to start from where the caller's are None.
         loras: files with their strengths, merged into the U-Nets that they were made for.
+        budget: what the networks may use of the device and of main memory; default: what is free.
     """
 
     def __init__(
         self, models: ModelFiles, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
         keeps_networks: bool = True, parity: Parity = "fast", uses_graphs: bool = True,
-        defaults: Settings | None = None, loras: Sequence[tuple[str | Path, float]] = (),
+        defaults: Settings | None = None, budget: Budget | None = None,
+        loras: Sequence[tuple[str | Path, float]] = (),
     ) -> None:  # fmt: skip
-        self.models, self.family = with_loras(models, loras), models.family
-        self.device, self.dtype = torch.device(device), dtype
+        self.models, self.device, self.dtype = with_loras(models, loras), torch.device(device), dtype
+        self.family, self.release = models.family, RELEASES[models.family]
         self.uses_graphs = uses_graphs and self.device.type == "cuda"
         self.defaults = defaults or Settings(fps="low", width=512, height=512)
-        self.networks = Networks(self.models, self.device, dtype, parity, keeps_all=keeps_networks)
+        self.networks = Networks(self.models, self.device, dtype, parity, keeps_all=keeps_networks, budget=budget)
         self.prompts = Prompts(self.networks)
 
     @classmethod
@@ -72,11 +77,6 @@ class Pipeline:
         return self.networks.get(stage)
 
     @property
-    def decoder_stage(self) -> str:
-        """The MoVQ that decodes clips: the image decoder in release 1.0, the video decoder in 1.1."""
-        return "movq" if self.family == "1.0" else "video_movq"
-
-    @property
     def gap_stage(self) -> str:
         """What fills gaps: the interpolation U-Net, or the masked-frame one in a folder that has no other."""
         has = self.models.files.keys()
@@ -85,39 +85,43 @@ class Pipeline:
     @property
     def multiple(self) -> int:
         """Width and height must be multiples of this many pixels: 64 for the releases."""
-        files, movq = self.models.files, self.models.require(self.decoder_stage)[1].config
+        files, movq = self.models.files, self.models.require(self.release.decoder)[1].config
         unets = [files[stage][1].config for stage in ("keyframe", self.gap_stage) if stage in files]
         return math.lcm(*(unet.side_multiple for unet in unets)) * movq.factor
 
     def resolve(self, settings: Settings) -> Settings:
         """Fill in the model's defaults and check every value; see ``resolve_settings``."""
         trained = self.models.require("keyframe")[1].config.num_frames
-        return resolve_settings(settings, self.defaults, self.multiple, trained)
+        return resolve_settings(settings, self.defaults, self.multiple, trained, self.release)
 
     def _latent_size(self, settings: Settings) -> tuple[int, int]:
-        factor = self.models.require(self.decoder_stage)[1].config.factor
+        factor = self.models.require(self.release.decoder)[1].config.factor
         return settings.height // factor, settings.width // factor
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Encode one prompt per clip; an empty one is an ``InputError``."""
         return self.prompts.encode(prompts)
 
-    def encode_negative(self, negatives: Sequence[str], prompts: Sequence[str]) -> Text:
-        """Encode negative prompts as release 1.0 does: cut to each prompt's length, under the prompt's mask."""
-        return self.prompts.encode_negative(negatives, prompts)
+    def encode_negative(self, negatives: Sequence[str], prompts: Sequence[str], *, is_mended: bool = False) -> Text:
+        """Encode negative prompts: cut to each prompt's length as in release 1.0, or mended, whole."""
+        return self.prompts.encode_negative(negatives, prompts, is_mended=is_mended)
 
-    def _run(
-        self, stage: str, settings: Settings, stream: int, callback: Callback | None, *, clips: int, samples: int,
-        size: tuple[int, int],
-    ) -> Run:  # fmt: skip
-        """Return how a stage runs: ``samples`` of ``size`` latents per clip with all guidance branches stacked."""
-        is_stacked, unet = settings.is_stacked, self.network(stage).network
-        if is_stacked is None:
-            needed = step_bytes(clips * samples, size, unet.config.model_channels, self.dtype.itemsize)
-            is_stacked = fits(needed, free_bytes(self.device))
-        noise = SeededNoise(stage_seeds(settings.seed, clips, stream))
-        graphs = Graphs(CudaCapture(self.device)) if self.uses_graphs else None
-        return Run(noise, is_stacked, callback, self.networks.conditioner(stage), graphs)
+    @contextmanager
+    def _running(
+        self, stage: str, settings: Settings, batch: Batch
+    ) -> Iterator[tuple[nn.Module, Callable[[Noise, Callback | None], Run]]]:
+        """Yield the network of a stage, ready to run, and what makes a ``Run`` of a noise source and a callback."""
+        plan = settings.plan if stage == "keyframe" else settings.interpolation_plan
+        held = self.networks.placed(stage, lambda unet: unet_need(unet, batch, self.dtype, settings.is_stacked))
+
+        def make_run(noise: Noise, callback: Callback | None) -> Run:
+            # A graph replays no hooks, so that blocks which pass through would keep the weights of its recording.
+            records = self.uses_graphs and not held.plan.streamed
+            graphs = Graphs(CudaCapture(self.device)) if records else None
+            return Run(noise, held.plan.is_stacked, callback, graphs=graphs, plan=plan)
+
+        with held.running:
+            yield held.network, make_run
 
     @torch.inference_mode()
     def sample_keyframes(
@@ -131,49 +135,48 @@ class Pipeline:
             settings: resolved settings.
             negative: release 1.0: encoded negative prompts.
             first_frame: release 1.1: ``[B, 4, h, w]`` latents.
-            callback: see ``sample_ddpm``.
+            callback: see ``sample_latents``.
         """
-        loaded = self.network("keyframe")
-        branches = 2 if self.family == "1.0" else 3
-        run = self._run(
-            "keyframe", settings, KEYFRAMES, callback, clips=text.context.shape[0],
-            samples=branches * settings.num_frames, size=self._latent_size(settings),
+        clips, size = text.context.shape[0], self._latent_size(settings)
+        noise = SeededNoise(stage_seeds(settings.seed, clips, KEYFRAMES))
+        start = None if first_frame is None else FirstFrame(
+            first_frame, settings.image_guidance, settings.motion_score, settings.noise_level, not settings.is_mended
         )  # fmt: skip
         null = negative or text.unconditional(self.networks.null_embedding("keyframe"))
-        shared = {
-            "num_frames": settings.num_frames, "guidance_scale": settings.guidance_scale,
-            "steps": settings.steps or DEFAULT_STEPS,
-        }  # fmt: skip
-        if self.family == "1.0":
-            return sample_keyframes_v10(loaded.network, text, null, run, size=self._latent_size(settings), **shared)
-        return sample_keyframes_v11(
-            loaded.network, text, null, first_frame, run, image_guidance=settings.image_guidance,
-            motion_score=settings.motion_score, noise_level=settings.noise_level,
-            uniform_noise=not settings.is_mended, **shared,
-        )  # fmt: skip
+        with self._running("keyframe", settings, keyframe_batch(settings, self.release, clips, size)) as (
+            unet,
+            make_run,
+        ):
+            return sample_keyframes(
+                unet, text, null, make_run(noise, callback), keyframes=settings.keyframes, size=size,
+                first_frame=start, guidance_scale=settings.guidance_scale, steps=settings.steps,
+            )  # fmt: skip
 
     @torch.inference_mode()
     def sample_picture(self, text: Text, settings: Settings, callback: Callback | None = None) -> Tensor:
         """Return a first frame ``[2H, 2W, 3]`` in 0..1 drawn from text, release 1.1."""
-        loaded = self.network("keyframe")
         # Release 1.1: the first frame is drawn at twice the size asked for (latent side height // 4).
         size = tuple(2 * side for side in self._latent_size(settings))
-        run = self._run("keyframe", settings, PICTURE, callback, clips=1, samples=2, size=size)
-        latents = sample_picture_v11(
-            loaded.network, text, text.unconditional(self.networks.null_embedding("keyframe")), run, size=size,
-            guidance_scale=settings.guidance_scale, steps=settings.steps or DEFAULT_STEPS,
-        )  # fmt: skip
+        noise = SeededNoise(stage_seeds(settings.seed, 1, PICTURE))
+        batch = Batch(1, 2, 2, size, settings.steps or self.release.keyframe.steps)
+        null = text.unconditional(self.networks.null_embedding("keyframe"))
+        with self._running("keyframe", settings, batch) as (unet, make_run):
+            latents = sample_picture(
+                unet, text, null, make_run(noise, callback), size=size, guidance_scale=settings.guidance_scale,
+                steps=settings.steps,
+            )  # fmt: skip
         # The last names of a network that low memory wants freed before the next one is loaded.
-        del loaded, run
-        return next(decode_chunks(self.network("movq").network, latents.float()))[0].permute(1, 2, 0).cpu()
+        del unet, make_run
+        return next(self._decoded("movq", latents))[0].permute(1, 2, 0).cpu()
 
     @torch.inference_mode()
     def encode_picture(self, picture: Tensor, settings: Settings) -> Tensor:
-        """Return latents ``[1, 4, h, w]`` of a picture ``[H, W, 3]`` in 0..1 of any size."""
+        """Return latents ``[1, 4, h, w]`` of a picture ``[H, W, C]`` in 0..1 of any size, see ``to_rgb``."""
         fit = fit_covering if settings.is_mended else fit_as_released
-        pixels = fit(picture, settings.width, settings.height).permute(2, 0, 1)[None] * 2 - 1
+        pixels = fit(to_rgb(picture), settings.width, settings.height).permute(2, 0, 1)[None] * 2 - 1
         stage = "movq" if "movq" in self.models.files else "video_movq"
-        return self.network(stage).network.encode(pixels.to(self.device))
+        network, plan = self.networks.movq(stage, MovqNeed(ENCODE, 1, tuple(pixels.shape[-2:])))
+        return network.encode(pixels.to(self.device, plan.dtype)).float()
 
     @torch.inference_mode()
     def interpolate(
@@ -188,33 +191,26 @@ class Pipeline:
             passes: how often to interpolate.
             first: number of the first pass, from 0: later passes see frames that are closer in time.
             text: the prompts, release 1.1.
-            callback: see ``sample_ddpm``.
+            callback: see ``sample_latents``.
         """
-        stage = self.gap_stage
-        loaded, null, keyframes = self.network(stage), self.networks.null_embedding(stage), keyframes.to(self.device)
-        for i in range(first, first + passes):
-            clips, frames, _, *sides = keyframes.shape
-            samples = 2 * (frames - 1) * (GROUP_FRAMES if stage == "masked" else 1)
-            run = self._run(stage, settings, pass_stream(i), callback, clips=clips, samples=samples, size=tuple(sides))
-            skip = SKIP_FRAMES[min(i, len(SKIP_FRAMES) - 1)]
-            keyframes = GAP_STAGES[stage](
-                loaded.network, keyframes, text, null, run, steps=settings.steps if self.family == "1.0" else None,
-                skip_frames=skip, guidance_scale=settings.interpolation_guidance,
+        stage, clips, size = self.gap_stage, keyframes.shape[0], tuple(keyframes.shape[-2:])
+        # The last pass is the largest.
+        gaps = (keyframes.shape[1] - 1) * 4 ** (passes - 1)
+        batch = interpolation_batch(settings, self.release, clips, gaps, GAP_STAGES[stage][1], size)
+        with self._running(stage, settings, batch) as (unet, make_run):
+            return interpolate_passes(
+                unet, keyframes.to(self.device), text, self.networks.null_embedding(stage),
+                lambda noise, samples: make_run(noise, callback), seed=settings.seed, passes=passes, first=first,
+                guidance_scale=settings.interpolation_guidance,
+                steps=settings.interpolation_steps,
             )  # fmt: skip
-        return keyframes
 
     def decode(self, latents: Tensor, settings: Settings, **options: Any) -> Tensor:
         """Return frames ``[F, H, W, 3]`` in 0..1 of one clip's latents ``[F, 4, h, w]``, on the CPU.
 
         Arguments and options as in ``decode_chunks``.
         """
-        config = self.network(options.get("decoder") or self.decoder_stage).network.config
-        height, width = (side * config.factor for side in latents.shape[-2:])
-        frames, done = torch.empty(len(latents), height, width, config.out_ch), 0
-        for chunk in self.decode_chunks(latents, settings, **options):
-            frames[done : done + len(chunk)] = chunk
-            done += len(chunk)
-        return frames
+        return join_chunks(self.decode_chunks(latents, settings, **options), len(latents))
 
     @torch.inference_mode()
     def decode_chunks(
@@ -226,17 +222,33 @@ class Pipeline:
         Args:
             latents: ``[F, 4, h, w]`` of one clip.
             settings: resolved settings.
-            decoder: "movq" or "video_movq"; default ``decoder_stage``.
+            decoder: "movq" or "video_movq"; default the release's.
             should_stop: see ``decoding.decode``.
         """
-        network = self.network(decoder or self.decoder_stage).network
-        blends = settings.is_mended and network.config.is_video
-        chunks = decode_chunks(
-            network, latents.to(self.device).float(), shared_map=self.family == "1.1" and not settings.is_mended,
-            overlap=blend_overlap(len(latents)) if blends else 0, should_stop=should_stop,
+        stage = decoder or self.release.decoder
+        is_mended = settings.is_mended
+        chunks = self._decoded(
+            stage, latents, shared_map=self.release.shares_map and not is_mended, blends=is_mended,
+            should_stop=should_stop,
         )  # fmt: skip
         for frames in chunks:
             yield frames.permute(0, 2, 3, 1).cpu()
+
+    def _decoded(
+        self, stage: str, latents: Tensor, *, shared_map: bool = False, blends: bool = False,
+        should_stop: Callable[[int, int], bool | None] | None = None,
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """Yield frames ``[k, 3, H, W]`` in 0..1 of one clip's latents, on the device."""
+        config = self.models.require(stage)[1].config
+        size = tuple(side * config.factor for side in latents.shape[-2:])
+        network, plan = self.networks.movq(stage, decoding_need(config, len(latents), size, shared_map))
+        if plan.dtype is not torch.float32:
+            network = NarrowDecoder(network, plan.dtype, self.device)
+        overlap = blend_overlap(len(latents), plan.chunk) if blends and config.is_video else 0
+        yield from decode_chunks(
+            network, latents.to(self.device).float(), chunk=plan.chunk, shared_map=shared_map, overlap=overlap,
+            should_stop=should_stop,
+        )  # fmt: skip
 
     def generate(self, prompt: str, settings: Settings | None = None, **options: Any) -> Clip:
         """Make one clip; arguments and errors as in ``sample``."""
@@ -250,6 +262,7 @@ class Pipeline:
     def sample(
         self, prompt: str, settings: Settings | None = None, *, negative: str | None = None,
         picture: Tensor | None = None, decoder: str | None = None, progress: Progress | None = None,
+        texts: tuple[Text, Text | None] | None = None,
     ) -> LatentClip:  # fmt: skip
         """Make the latents of one clip from a prompt and, release 1.1, a picture to start from.
 
@@ -260,6 +273,8 @@ class Pipeline:
             picture: ``[H, W, 3]`` in 0..1, release 1.1 only; without one, 1.1 draws its own first frame.
             decoder: "movq" or "video_movq"; default the release's. Only looked for here, before any work.
             progress: called after every step of every stage; True stops the run with ``Stopped``.
+            texts: what ``encode_text`` and, with a negative prompt, ``encode_negative`` gave for these prompts before;
+                None encodes them now.
 
         Raises:
             InputError: for settings or inputs that the model does not take.
@@ -268,13 +283,17 @@ class Pipeline:
         """
         settings = self.resolve(settings or Settings())
         passes, fps = LEVELS[settings.fps]
-        self._check_inputs(negative, picture, passes, decoder)
+        self.check_inputs(negative, has_picture=picture is not None, passes=passes, decoder=decoder)
         clock = Clock(progress, {})
         with clock("text"):
-            text = self.encode_text([prompt])
-            negatives = self.encode_negative([negative], [prompt]) if negative else None
+            if texts is None:
+                texts = self.encode_text([prompt]), None
+                if negative:
+                    mended = settings.is_mended
+                    texts = texts[0], self.encode_negative([negative], [prompt], is_mended=mended)
+        text, negatives = texts
         first_frame = None
-        if self.family == "1.1":
+        if self.release.reads_image:
             with clock("first frame"):
                 if picture is None:
                     picture = self.sample_picture(text, settings, clock.step)
@@ -289,16 +308,20 @@ class Pipeline:
                 latents = self.interpolate(latents, settings, first=i, text=text, callback=clock.step)
         return LatentClip(fps=fps, keyframes=keyframes[0].cpu(), latents=latents[0].cpu(), seconds=clock.seconds)
 
-    def _check_inputs(self, negative: str | None, picture: Tensor | None, passes: int, decoder: str | None) -> None:
-        if self.family == "1.0" and picture is not None:
+    def check_inputs(self, negative: str | None, *, has_picture: bool, passes: int, decoder: str | None) -> None:
+        """Refuse what this release does not take, and look for the files that a clip needs; nothing is loaded.
+
+        Arguments and errors are those of ``sample``; ``passes`` is the number of interpolation passes.
+        """
+        if has_picture and not self.release.reads_image:
             raise InputError(
                 "expected no start picture for release 1.0, which reads text only, got one: take release 1.1"
             )
-        if self.family == "1.1" and negative:
+        if negative and self.release.reads_image:
             raise InputError(
                 "expected no negative prompt for release 1.1, which never learnt to read one, got one: take release 1.0"
             )
-        needed = ["text_encoder", "keyframe", decoder or self.decoder_stage] + ([self.gap_stage] if passes else [])
-        needed += ["movq"] if self.family == "1.1" and picture is None else []
+        needed = ["text_encoder", "keyframe", decoder or self.release.decoder] + ([self.gap_stage] if passes else [])
+        needed += ["movq"] if self.release.reads_image and not has_picture else []
         for stage in needed:
             self.models.require(stage)

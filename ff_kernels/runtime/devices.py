@@ -47,7 +47,8 @@ def choose_device(name: str | None = None) -> torch.device:
         return torch.device(first_present())
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        # A device without memory, such as meta, holds tensors and computes nothing.
+        torch.empty(1, device=device).fill_(1).item()
     # What torch raises for a device that is missing depends on the device.
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         present = ", ".join(filter(is_present, ORDER))
@@ -145,6 +146,20 @@ def restart_peak(device: torch.device) -> None:
     reset = getattr(_module(device.type), "reset_peak_memory_stats", None)
     if device.type != "cpu" and reset is not None:
         reset(device)
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give what torch holds back for later to the device, so that other networks find room in one piece."""
+    empty = getattr(_module(device.type), "empty_cache", None)
+    if device.type != "cpu" and empty is not None:
+        empty()
+
+
+def count_devices(device_type: str) -> int:
+    """Return how many devices of a type this machine has; a processor is one."""
+    if not is_present(device_type):
+        return 0
+    return getattr(_module(device_type), "device_count", lambda: 1)() if device_type != "cpu" else 1
 
 
 def synchronize(device: torch.device) -> None:

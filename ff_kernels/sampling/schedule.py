@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..ops import Coefficients
 
 TRAIN_STEPS = 1000
 # The largest beta of the cosine schedule; without it the last step would divide by zero.
@@ -20,30 +21,21 @@ MIN_VARIANCE = 1e-20
 class Schedule:
     """All numbers of a run; entry i belongs to the i-th step taken, the noisiest first.
 
-    With ``a`` the cumulative product of 1 - beta, a step is ``mean = x0_gain * x0 + x_gain * x`` and adds
-    ``noise_gain`` times normal noise where ``draws_noise`` (DDPM posterior; Ho et al. 2020, equation 7).
+    With D the clipped x0 estimate of a step and z normal noise, every solver is one line:
+    ``x' = x0_gain * D + x_gain * x + previous_gain * D of the step before + noise_gain * z``.
 
     Attributes:
         timesteps: ``[S]`` integers told to the network.
-        signal: ``[S]`` sqrt(a).
-        noise: ``[S]`` sqrt(1 - a).
-        x0_gain: ``[S]``.
-        x_gain: ``[S]``.
-        noise_gain: ``[S]`` standard deviation of the added noise.
+        coefficients: of every step, ``[S]`` each; ``signal`` is sqrt(a) and ``noise`` sqrt(1 - a) of a cumulative
+            product a of 1 - beta.
         draws_noise: per step, whether noise is drawn at all (it moves the random stream).
-        betas: ``[1000]`` (1.1) or ``[S]`` (1.0), in training order.
-        alphas_cumprod: as ``betas``.
+        previous_gain: ``[S]`` gain of the step before's D, or None for a solver that looks at one step only.
     """
 
     timesteps: Tensor
-    signal: Tensor
-    noise: Tensor
-    x0_gain: Tensor
-    x_gain: Tensor
-    noise_gain: Tensor
+    coefficients: Coefficients
     draws_noise: tuple[bool, ...]
-    betas: Tensor
-    alphas_cumprod: Tensor
+    previous_gain: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.draws_noise)
@@ -51,7 +43,7 @@ class Schedule:
     @property
     def sigmas(self) -> Tensor:
         """``[S + 1]`` float64 ratios noise / signal, closed by 0, for a host that counts in them."""
-        signal = self.signal.double()
+        signal = self.coefficients.signal.double()
         return torch.cat([(1 - signal.square()).sqrt() / signal, signal.new_zeros(1)])
 
 
@@ -85,7 +77,7 @@ def posterior_tables_v10(steps: int) -> PosteriorTables:
     Raises:
         InputError: if ``steps`` is not within 1 .. 1000.
     """
-    _check_steps(steps)
+    check_steps(steps)
     betas = cosine_betas(steps)
     alphas = 1 - betas
     bar = torch.cumprod(alphas, dim=0)
@@ -120,22 +112,18 @@ def make_schedule_v10(steps: int = 50) -> Schedule:
     timesteps = torch.arange(steps) * (TRAIN_STEPS // steps)
     noise_gain = torch.exp(0.5 * tables.posterior_log_variance)
     noise_gain[0] = 0.0
+    columns = (
+        tables.alphas_cumprod.sqrt(),
+        (1 - tables.alphas_cumprod).sqrt(),
+        tables.posterior_mean_coef_1,
+        tables.posterior_mean_coef_2,
+        noise_gain,
+    )
     return Schedule(
-        *(
-            t.flip(0)
-            for t in (
-                timesteps,
-                tables.alphas_cumprod.sqrt(),
-                (1 - tables.alphas_cumprod).sqrt(),
-                tables.posterior_mean_coef_1,
-                tables.posterior_mean_coef_2,
-                noise_gain,
-            )
-        ),
+        timesteps.flip(0),
+        Coefficients(*(column.flip(0) for column in columns)),
         # Release 1.0: noise is drawn at the last step as well and then masked.
         draws_noise=(True,) * steps,
-        betas=tables.betas,
-        alphas_cumprod=tables.alphas_cumprod,
     )
 
 
@@ -145,6 +133,11 @@ def zero_terminal_betas(betas: Tensor) -> Tensor:
     first, last = root[0].clone(), root[-1].clone()
     bar = ((root - last) * (first / (first - last))).square()
     return 1 - torch.cat([bar[:1], bar[1:] / bar[:-1]])
+
+
+def alphas_cumprod_v11() -> Tensor:
+    """Return the ``[1000]`` float32 cumulative products of release 1.1's training steps; the last is 0."""
+    return torch.cumprod(1 - zero_terminal_betas(cosine_betas(TRAIN_STEPS)), dim=0)
 
 
 def make_schedule_v11(steps: int, spacing: str) -> Schedule:
@@ -159,7 +152,7 @@ def make_schedule_v11(steps: int, spacing: str) -> Schedule:
 
     Source: release 1.1, golden ``v11_pipeline``.
     """
-    _check_steps(steps)
+    check_steps(steps)
     if spacing == "leading":
         timesteps = (torch.arange(steps) * (TRAIN_STEPS // steps)).flip(0)
     elif spacing == "trailing":
@@ -168,9 +161,7 @@ def make_schedule_v11(steps: int, spacing: str) -> Schedule:
         timesteps = torch.from_numpy(places.astype(np.int64)) - 1
     else:
         raise InputError(f"expected the timestep spacing leading or trailing, got {spacing!r}: choose one of them")
-    betas = zero_terminal_betas(cosine_betas(TRAIN_STEPS))
-    bar = torch.cumprod(1 - betas, dim=0)
-    return _schedule_of_levels(timesteps, bar[timesteps], betas, bar, [bool(t > 0) for t in timesteps])
+    return _schedule_of_levels(timesteps, alphas_cumprod_v11()[timesteps], [bool(t > 0) for t in timesteps])
 
 
 def make_schedule_from_sigmas(sigmas: Tensor) -> Schedule:
@@ -180,67 +171,40 @@ def make_schedule_from_sigmas(sigmas: Tensor) -> Schedule:
         sigmas: ``[S + 1]`` falling ratios noise / signal; where the last is 0, as usual, the last step adds no noise.
 
     Returns:
-        S steps; ``timesteps`` counts them down, since the host tells its network the timestep itself.
+        S steps, none for one sigma, after which sampling returns its start; ``timesteps`` counts them down, since the
+        host tells its network the timestep itself.
 
     Raises:
-        InputError: if there is no step.
+        InputError: if there is no sigma.
     """
-    if sigmas.ndim != 1 or len(sigmas) < 2:
-        raise InputError(f"expected two or more sigmas, got {list(sigmas.shape)}: ask the schedule for more steps")
+    if sigmas.ndim != 1 or not len(sigmas):
+        raise InputError(f"expected one or more sigmas, got {list(sigmas.shape)}: ask the schedule for more steps")
     bars = 1 / (1 + sigmas.cpu().double().square())
     steps = len(bars) - 1
     counts = torch.arange(steps - 1, -1, -1)
     draws = [bool(sigma > 0) for sigma in sigmas[1:]]
-    return _schedule_of_levels(counts, bars[:-1], 1 - bars[:-1] / bars[1:], bars[:-1], draws, bars[-1:])
+    return _schedule_of_levels(counts, bars[:-1], draws, bars[-1:])
 
 
-def _schedule_of_levels(
-    timesteps: Tensor, now: Tensor, betas: Tensor, bars: Tensor, draws: list[bool], last: Tensor | None = None
-) -> Schedule:
+def _schedule_of_levels(timesteps: Tensor, now: Tensor, draws: list[bool], last: Tensor | None = None) -> Schedule:
     before = torch.cat([now[1:], torch.ones(1) if last is None else last])
     alpha = now / before
     variance = ((1 - before) / (1 - now) * (1 - alpha)).clamp(min=MIN_VARIANCE)
-    return Schedule(
-        timesteps,
+    coefficients = Coefficients(
         now.sqrt(),
         (1 - now).sqrt(),
         before.sqrt() * (1 - alpha) / (1 - now),
         alpha.sqrt() * (1 - before) / (1 - now),
         torch.exp(0.5 * torch.log(variance)),
-        draws_noise=tuple(draws),
-        betas=betas,
-        alphas_cumprod=bars,
     )
+    return Schedule(timesteps, coefficients, draws_noise=tuple(draws))
 
 
-def told_sigmas(family: str, steps: int = 50) -> Tensor:
-    """Return the noise level of every timestep that a ``steps``-step keyframe run can tell the network.
+def check_steps(steps: int) -> None:
+    """Refuse a number of steps outside 1 .. 1000.
 
-    A host with samplers of its own needs the levels between the steps as well. The table ends at the noisiest
-    step the release takes: beyond it an eps-prediction has no signal left to divide by.
-
-    Args:
-        family: "1.0" or "1.1".
-        steps: steps of the run whose own timesteps are met exactly, a divisor of 1000.
-
-    Returns:
-        ``[1001 - 1000 // steps]`` float64 ratios noise / signal, rising; entry t belongs to timestep t.
+    Raises:
+        InputError: naming it.
     """
-    _check_steps(steps)
-    stride = TRAIN_STEPS // steps
-    if family == "1.1":
-        betas = zero_terminal_betas(cosine_betas(TRAIN_STEPS))
-        bars = torch.cumprod(1 - betas.double(), dim=0)[: TRAIN_STEPS - stride + 1]
-        return ((1 - bars) / bars).sqrt()
-    # Release 1.0: timestep i * stride has the noise of the native table, in between its logarithm is interpolated.
-    bars = torch.cumprod(1 - cosine_betas(steps).double(), dim=0)
-    log_sigma = 0.5 * torch.log((1 - bars) / bars)
-    places = torch.arange(TRAIN_STEPS - stride + 1, dtype=torch.float64) / stride
-    low = places.floor().long()
-    high = (low + 1).clamp(max=steps - 1)
-    return torch.exp(torch.lerp(log_sigma[low], log_sigma[high], places - low))
-
-
-def _check_steps(steps: int) -> None:
     if not 1 <= steps <= TRAIN_STEPS:
         raise InputError(f"expected 1 to {TRAIN_STEPS} sampling steps, got {steps}: the releases use 50")

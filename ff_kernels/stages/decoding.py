@@ -1,6 +1,6 @@
 """Latents to frames, a chunk at a time: as the releases split a clip, or with seams cross-faded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -38,14 +38,9 @@ def blend_overlap(frames: int, chunk: int | None = None) -> int:
 
 
 def decode(
-    movq: MoVQ,
-    latents: Tensor,
-    *,
-    chunk: int | None = None,
-    shared_map: bool = False,
-    overlap: int = 0,
+    movq: MoVQ, latents: Tensor, *, chunk: int | None = None, shared_map: bool = False, overlap: int = 0,
     should_stop: Callable[[int, int], bool | None] | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Decode clips to frames, a chunk at a time.
 
     Args:
@@ -67,23 +62,24 @@ def decode(
     Source: releases 1.0 and 1.1, golden ``v10_pipeline``, ``v11_pipeline`` (``frames``).
     """
     chunks = decode_chunks(movq, latents, chunk=chunk, shared_map=shared_map, overlap=overlap, should_stop=should_stop)
-    factor, done = movq.config.factor, 0
-    out = latents.new_empty(len(latents), movq.config.out_ch, *(side * factor for side in latents.shape[-2:]))
-    for frames in chunks:
-        out[done : done + len(frames)] = frames
-        done += len(frames)
+    return join_chunks(chunks, len(latents))
+
+
+def join_chunks(chunks: Iterable[Tensor], frames: int) -> Tensor:
+    """Return the ``frames`` of chunks ``[k, ...]`` as one tensor, filled as they come: never two copies of a clip."""
+    out, done = torch.empty(0), 0
+    for chunk in chunks:
+        if not done:
+            out = chunk.new_empty(frames, *chunk.shape[1:])
+        out[done : done + len(chunk)] = chunk
+        done += len(chunk)
     return out
 
 
 def decode_chunks(
-    movq: MoVQ,
-    latents: Tensor,
-    *,
-    chunk: int | None = None,
-    shared_map: bool = False,
-    overlap: int = 0,
+    movq: MoVQ, latents: Tensor, *, chunk: int | None = None, shared_map: bool = False, overlap: int = 0,
     should_stop: Callable[[int, int], bool | None] | None = None,
-) -> Iterator[Tensor]:
+) -> Iterator[Tensor]:  # fmt: skip
     """Decode one clip a chunk at a time, yielding frames ``[k, 3, 8h, 8w]`` in their order as soon as they are final.
 
     Arguments, values and errors are those of ``decode``; no more than two chunks are alive at one time.

@@ -3,179 +3,141 @@
 B clips, T frames, h and w latent sides.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from ..models.conditions import Conditions
+from ..errors import InputError
 from ..models.keyframe_unet import KeyframeUNet, keyframe_positions
 from ..sampling.guidance import text_image_weights, text_weights
-from ..sampling.samplers import add_noise, sample_ddpm
-from ..sampling.schedule import make_schedule_v10, make_schedule_v11
-from .run import Run, Text, branches
+from ..sampling.noise import Noise
+from ..sampling.samplers import add_noise
+from ..sampling.schedule import alphas_cumprod_v11
+from .releases import RELEASES, V11
+from .run import Branch, Run, Text, run_stage
 
 
-def sample_keyframes_v10(
-    unet: KeyframeUNet,
-    text: Text,
-    unconditional: Text,
-    run: Run,
-    *,
-    size: tuple[int, int],
-    num_frames: int,
-    guidance_scale: float = 5.0,
-    steps: int = 50,
-) -> Tensor:
-    """Sample keyframes from text, release 1.0.
+@dataclass(frozen=True)
+class FirstFrame:
+    """What release 1.1 starts from, beside the text.
 
-    Args:
-        unet: 1.0 keyframe U-Net.
-        text: the prompts of B clips.
-        unconditional: null texts, or negative prompts.
-        run: noise source, branch order, callback.
-        size: latent height and width.
-        num_frames: T; the release was trained on 15.
-        guidance_scale: w in ``(w + 1) * cond - w * uncond``.
-        steps: sampling steps, 1 .. 1000.
-
-    Returns:
-        ``[B, T, 4, h, w]`` float32 latents.
-
-    Source: release 1.0, golden ``v10_pipeline`` (``keyframes_plain``, ``keyframes_negative``).
-    """
-    schedule = make_schedule_v10(steps)
-    clips, device = text.context.shape[0], text.context.device
-
-    def prepare(rows: Text, branches: list[int]) -> Conditions:
-        return unet.prepare(
-            rows.context,
-            rows.mask,
-            schedule.timesteps,
-            lengths=rows.lengths,
-            positions=keyframe_positions("1.0", num_frames),
-            num_frames=num_frames,
-        )
-
-    predict = branches(
-        unet,
-        [text, unconditional],
-        prepare,
-        lambda x: [x, x],
-        run,
-    )
-    x = run.noise.normal((clips * num_frames, unet.config.latent_channels, *size)).to(device)
-    weights = text_weights(guidance_scale)
-    x = sample_ddpm(predict, x, schedule, run.noise, weights=weights, clip="quantile", callback=run.callback)
-    return x.unflatten(0, (clips, num_frames))
-
-
-def sample_picture_v11(
-    unet: KeyframeUNet,
-    text: Text,
-    unconditional: Text,
-    run: Run,
-    *,
-    size: tuple[int, int],
-    guidance_scale: float = 5.0,
-    steps: int = 50,
-) -> Tensor:
-    """Sample one picture per prompt with the 1.1 keyframe U-Net in image mode: ``[B, 4, h, w]`` latents.
-
-    Arguments as in ``sample_keyframes_v10``. Source: release 1.1, golden ``v11_pipeline`` (``image_latent``).
-    """
-    schedule = make_schedule_v11(steps, "leading")
-    clips, device = text.context.shape[0], text.context.device
-
-    def prepare(rows: Text, branches: list[int]) -> Conditions:
-        return unet.prepare(rows.context, rows.mask, schedule.timesteps, lengths=rows.lengths, positions=None)
-
-    def inputs(x: Tensor) -> list[Tensor]:
-        # Release 1.1: the condition and mask channels are zero for a picture.
-        x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, unet.config.num_channels - x.shape[1]))
-        return [x, x]
-
-    predict = branches(
-        unet,
-        [text, unconditional],
-        prepare,
-        inputs,
-        run,
-    )
-    x = run.noise.normal((clips, unet.config.latent_channels, *size)).to(device)
-    return sample_ddpm(predict, x, schedule, run.noise, weights=text_weights(guidance_scale), callback=run.callback)
-
-
-def sample_keyframes_v11(
-    unet: KeyframeUNet,
-    text: Text,
-    unconditional: Text,
-    first_frame: Tensor,
-    run: Run,
-    *,
-    num_frames: int,
-    guidance_scale: float = 5.0,
-    image_guidance: float = 2.0,
-    motion_score: int = 10,
-    noise_level: int = 20,
-    uniform_noise: bool = True,
-    steps: int = 50,
-) -> Tensor:
-    """Sample keyframes from text and a first frame, release 1.1.
-
-    Args:
-        unet: 1.1 keyframe U-Net.
-        text: the prompts of B clips.
-        unconditional: null texts.
-        first_frame: ``[B, 4, h, w]`` latents of the first frames.
-        run: noise source, branch order, callback.
-        num_frames: T; the release was trained on 12.
-        guidance_scale: w of ``text_image_weights``.
+    Attributes:
+        latents: ``[B, 4, h, w]``, or one for all clips.
         image_guidance: wi of ``text_image_weights``.
         motion_score: 1 (still) .. 100.
-        noise_level: diffusion steps of noise added to the first frame, 0 .. 999; the release uses 20.
-        uniform_noise: add uniform 0..1 noise as the release does; False adds normal noise, which is what the
-            network is told about.
-        steps: sampling steps, 1 .. 1000.
+        noise_level: diffusion steps of noise added to the latents, 0 .. 999.
+        uniform_noise: add uniform 0..1 noise as the release does; False adds normal noise, which is what the network
+            is told about.
+    """
+
+    latents: Tensor
+    image_guidance: float = V11.image_guidance
+    motion_score: int = V11.motion_score
+    noise_level: int = V11.noise_level
+    uniform_noise: bool = True
+
+    def draw(self, noise: Noise, shape: tuple[int, ...]) -> Tensor:
+        """Draw the noise ``[B, C, h, w]`` that is added to the latents."""
+        # Release 1.1: torch.rand_like where normal noise was meant (golden v11_pipeline).
+        return (noise.uniform if self.uniform_noise else noise.normal)(shape)
+
+
+def draw_start(
+    noise: Noise, shape: tuple[int, int, int, int, int], like: Tensor, first_frame: FirstFrame | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Draw what a run of keyframes begins with, in the one order that every host keeps.
+
+    Args:
+        noise: the clips' source, at its beginning.
+        shape: B, T, C, h and w of the latents.
+        like: tensor of the device and dtype wanted.
+        first_frame: release 1.1, None without.
+
+    Returns:
+        Standard normal start ``[B * T, C, h, w]``, and what the network is shown of the first frame beside it,
+        ``[B, T, C + 1, h, w]``: its noisy latents and a mask of 1, both zero after frame 0.
+    """
+    clips, frames, channels, *size = shape
+    start = noise.normal((clips * frames, channels, *size)).to(like)
+    if first_frame is None:
+        return start, None
+    fresh = first_frame.draw(noise, (clips, channels, *size)).to(like)
+    shown = like.new_zeros(clips, frames, channels + 1, *size)
+    noised = add_noise(first_frame.latents.to(like), fresh, alphas_cumprod_v11(), first_frame.noise_level)
+    shown[:, 0, :channels] = noised
+    shown[:, 0, channels] = 1
+    return start, shown
+
+
+def sample_keyframes(
+    unet: KeyframeUNet, text: Text, unconditional: Text, run: Run, *, keyframes: int, size: tuple[int, int],
+    first_frame: FirstFrame | None = None, guidance_scale: float | None = None, steps: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Sample keyframes from text (release 1.0) or from text and a first frame (1.1).
+
+    Args:
+        unet: keyframe U-Net; its family decides the sampling.
+        text: the prompts of B clips.
+        unconditional: null texts or, release 1.0, negative prompts.
+        run: noise source, branch order, callback.
+        keyframes: T; ``Release.keyframes`` is what the network was trained on.
+        size: latent height and width.
+        first_frame: release 1.1.
+        guidance_scale: w of ``text_weights`` (1.0) or ``text_image_weights`` (1.1); default the release's.
+        steps: sampling steps, 1 .. 1000; default the release's.
 
     Returns:
         ``[B, T, 4, h, w]`` float32 latents; frame 0 is generated like the others.
 
-    Source: release 1.1, golden ``v11_pipeline`` (``keyframes``).
+    Raises:
+        InputError: if the release reads no first frame or needs one, cannot tell so many keyframes apart, or a side
+            or the number of steps is none it takes.
+
+    Source: releases 1.0 and 1.1, golden ``v10_pipeline`` (``keyframes_plain``, ``keyframes_negative``),
+    ``v11_pipeline`` (``keyframes``).
     """
-    schedule = make_schedule_v11(steps, "leading")
-    clips, channels, height, width = first_frame.shape
-    device = text.context.device
-    x = run.noise.normal((clips * num_frames, channels, height, width)).to(device)
-    # Release 1.1: torch.rand_like where normal noise was meant (golden v11_pipeline); uniform_noise=False mends it.
-    draw = run.noise.uniform if uniform_noise else run.noise.normal
-    noisy = add_noise(first_frame.to(x), draw(first_frame.shape).to(x), schedule, noise_level)
-    condition = x.new_zeros(clips, num_frames, channels + 1, height, width)
-    condition[:, 0, :channels] = noisy
-    condition[:, 0, channels] = 1
-    condition = condition.flatten(0, 1)
+    release = RELEASES[unet.config.family]
+    if release.reads_image != (first_frame is not None):
+        wanted, got = ("a", "none: give one") if release.reads_image else ("no", "one: leave it out")
+        raise InputError(f"expected {wanted} first frame for keyframes of release {release.family}, got {got}")
+    sampling = release.keyframe.changed(steps, guidance_scale)
+    given = {"positions": keyframe_positions(release.family, keyframes), "keyframes": keyframes}
+    shape = (len(text.context), keyframes, unet.config.latent_channels, *size)
+    x, shown = draw_start(run.noise, shape, torch.empty(0, device=text.context.device), first_frame)
+    if first_frame is None:
+        with_text, without = text_weights(sampling.guidance_scale)
+        branches = [Branch(text, with_text), Branch(unconditional, without)]
+    else:
+        given |= {"noise_level": first_frame.noise_level, "motion_score": first_frame.motion_score}
+        shown = shown.flatten(0, 1)
+        hidden = torch.zeros_like(shown)
+        both, image, neither = text_image_weights(sampling.guidance_scale, first_frame.image_guidance)
+        branches = [
+            Branch(text, both, lambda x: torch.cat([x, shown], dim=1)),
+            Branch(unconditional, image, lambda x: torch.cat([x, shown], dim=1)),
+            Branch(unconditional, neither, lambda x: torch.cat([x, hidden], dim=1)),
+        ]
+    x = run_stage(unet, sampling, branches, x, run, **given)
+    return x.unflatten(0, shape[:2])
 
-    def prepare(rows: Text, branches: list[int]) -> Conditions:
-        return unet.prepare(
-            rows.context,
-            rows.mask,
-            schedule.timesteps,
-            lengths=rows.lengths,
-            positions=keyframe_positions("1.1", num_frames),
-            num_frames=num_frames,
-            noise_level=noise_level,
-            motion_score=motion_score,
-        )
 
-    def inputs(x: Tensor) -> list[Tensor]:
-        shown = torch.cat([x, condition], dim=1)
-        return [shown, shown, torch.cat([x, torch.zeros_like(condition)], dim=1)]
+def sample_picture(
+    unet: KeyframeUNet, text: Text, unconditional: Text, run: Run, *, size: tuple[int, int],
+    guidance_scale: float | None = None, steps: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Sample one picture per prompt with the keyframe U-Net of release 1.1 in image mode: ``[B, 4, h, w]`` latents.
 
-    predict = branches(
-        unet,
-        [text, unconditional, unconditional],
-        prepare,
-        inputs,
-        run,
-    )
-    weights = text_image_weights(guidance_scale, image_guidance)
-    x = sample_ddpm(predict, x, schedule, run.noise, weights=weights, callback=run.callback)
-    return x.unflatten(0, (clips, num_frames))
+    Arguments as in ``sample_keyframes``. Source: release 1.1, golden ``v11_pipeline`` (``image_latent``).
+    """
+    sampling = RELEASES[unet.config.family].keyframe.changed(steps, guidance_scale)
+    # Release 1.1: the condition and mask channels are zero for a picture.
+    extra = unet.config.num_channels - unet.config.latent_channels
+    with_text, without = text_weights(sampling.guidance_scale)
+
+    def show(x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, extra))
+
+    branches = [Branch(text, with_text, show), Branch(unconditional, without, show)]
+    start = run.noise.normal((len(text.context), unet.config.latent_channels, *size)).to(text.context.device)
+    return run_stage(unet, sampling, branches, start, run, positions=None)

@@ -1,6 +1,7 @@
 """Text to token numbers with the checkpoint's own SentencePiece model."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 
 MAX_TOKENS = 128
 
@@ -48,8 +49,12 @@ class Tokenizer:
             ) from error
 
     def encode(self, text: str, max_tokens: int = MAX_TOKENS, *, warns: bool = True) -> Tokens:
-        """Tokenize a prompt; one that is too long is cut, by default with a warning that counts what was dropped."""
-        ids = self.processor.encode(text)
+        """Tokenize a prompt; one that is too long is cut, by default with a warning that counts what was dropped.
+
+        Raises:
+            InputError: if the text is no valid Unicode.
+        """
+        ids = self._pieces(text)
         dropped = max(0, len(ids) + 1 - max_tokens)
         if dropped and warns:
             warnings.warn(
@@ -69,6 +74,45 @@ class Tokenizer:
             ``[1, length]``, padded with 0 where shorter; the positive mask is used for it
             (models/RELEASES.md, "Negative prompt under the prompt's mask").
         """
-        ids = [*self.processor.encode(text), self.processor.eos_id()][:length]
-        ids[-1] = self.processor.eos_id()
+        ids = [*self._pieces(text)[: length - 1], self.processor.eos_id()]
         return torch.tensor([ids + [0] * (length - len(ids))])
+
+    def count_cut(self, text: str, length: int) -> int:
+        """Return how many tokens of a negative prompt ``encode_negative`` cuts off."""
+        return max(0, len(self._pieces(text)) + 1 - length)
+
+    def _pieces(self, text: str) -> list[int]:
+        check_unicode(text)
+        return self.processor.encode(text)
+
+
+def check_unicode(text: str) -> None:
+    """Refuse halves of characters, which bytes of another encoding become on their way from a terminal.
+
+    Raises:
+        InputError: naming the place.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"expected a prompt in valid Unicode, got half a character at place {error.start + 1} of {len(text)}: "
+            "write it again, in UTF-8"
+        ) from error
+
+
+def pad_tokens(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Lay prompts of any lengths into one batch, as the releases do: one more place than the longest, if it fits.
+
+    Args:
+        rows: ``[1, n]`` token numbers of each prompt.
+
+    Returns:
+        Token numbers and mask ``[B, L]``, L at most ``MAX_TOKENS``; the mask is 1 on a prompt's own tokens.
+    """
+    size = min(max(row.shape[1] for row in rows) + 1, MAX_TOKENS)
+    ids, mask = (torch.zeros(len(rows), size, dtype=torch.long) for _ in range(2))
+    for i, row in enumerate(rows):
+        ids[i, : row.shape[1]] = row
+        mask[i, : row.shape[1]] = 1
+    return ids, mask

@@ -13,10 +13,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..models.configs import UNetConfig
+from ..sampling.levels import Levels
 from ..sampling.samplers import add_noise
-from ..sampling.schedule import make_schedule_v11
+from ..sampling.schedule import alphas_cumprod_v11
 from ..stages.interpolation import SKIP_FRAMES
-from .noise_levels import draw_noise_levels, draw_normal, draw_release_levels, noise_levels
+from .noise_levels import draw_noise_levels, draw_normal, draw_trained_levels, noise_levels
 
 CAPTION_DROPOUT = 0.1
 FRAME_DROPOUT = 0.1
@@ -66,10 +67,13 @@ class Batches:
         samples: the clips to learn.
         prior: clips that half of the batches show instead, so that what is known is kept; may be empty.
         config: of the U-Net.
+        levels: pairs of timestep and noise that it learnt; None are the demo's own, those of runs of 20 to 100 steps.
     """
 
-    def __init__(self, samples: Sequence[Sample], prior: Sequence[Sample], config: UNetConfig) -> None:
-        self.config = config
+    def __init__(
+        self, samples: Sequence[Sample], prior: Sequence[Sample], config: UNetConfig, levels: Levels | None = None
+    ) -> None:
+        self.config, self.levels = config, levels
         self._sets = [_by_size(part) for part in (samples, prior) if part]
         self._totals = [len(part) for part in (samples, prior) if part]
 
@@ -87,11 +91,13 @@ class Batches:
     def _keyframes(self, rng: np.random.Generator, picked: Sequence[Sample]) -> tuple[Tensor, ...]:
         latents = torch.stack([_window(rng, sample, "keyframes") for sample in picked])
         text = (*pad_contexts([sample.context for sample in picked]), _kept(rng, len(picked), CAPTION_DROPOUT))
-        noise = draw_normal(rng, latents)
+        batch = latents, draw_normal(rng, latents), *text, *self._levels(rng, len(picked))
         if self.config.family == "1.0":
-            return latents, noise, *text, *draw_noise_levels(rng, len(picked))
-        levels = draw_release_levels(rng, len(picked), "eps")
-        return latents, noise, *text, *levels, *_first_frames(rng, latents, [s.motion_score for s in picked])
+            return batch
+        return *batch, *_first_frames(rng, latents, [sample.motion_score for sample in picked])
+
+    def _levels(self, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
+        return draw_noise_levels(rng, batch) if self.levels is None else draw_trained_levels(rng, batch, self.levels)
 
     def _gaps(self, rng: np.random.Generator, picked: Sequence[Sample]) -> tuple[Tensor, ...]:
         skips = [SKIP_FRAMES[rng.integers(len(SKIP_FRAMES))] for _ in picked]
@@ -100,8 +106,7 @@ class Batches:
         keyframes, level = perturb(rng, windows[:, ::4])
         text = pad_contexts([sample.context for sample in picked])
         keep = _kept(rng, len(picked), FRAME_DROPOUT)
-        is_v10 = self.config.family == "1.0"
-        levels = draw_noise_levels(rng, len(picked)) if is_v10 else draw_release_levels(rng, len(picked), "v")
+        levels = self._levels(rng, len(picked))
         return keyframes, inner, draw_normal(rng, inner), *text, keep, torch.tensor(skips), level, *levels
 
 
@@ -148,12 +153,12 @@ def _kept(rng: np.random.Generator, batch: int, dropout: float) -> Tensor:
 
 def _first_frames(rng: np.random.Generator, latents: Tensor, scores: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Return conditions ``[B, T, 5, h, w]`` of noisy first frames and their mask, noise levels and motion scores."""
-    schedule = make_schedule_v11(50, "leading")
+    bars = alphas_cumprod_v11()
     condition = torch.zeros_like(latents[:, :, :1]).repeat(1, 1, latents.shape[2] + 1, 1, 1)
     levels, keep = rng.integers(MAX_NOISE_LEVEL + 1, size=len(latents)), _kept(rng, len(latents), FRAME_DROPOUT)
     for i, level in enumerate(levels):
         if keep[i]:
             frame = latents[i, 0]
-            condition[i, 0, :-1] = add_noise(frame, draw_normal(rng, frame), schedule, int(level))
+            condition[i, 0, :-1] = add_noise(frame, draw_normal(rng, frame), bars, int(level))
             condition[i, 0, -1] = 1
     return condition, torch.from_numpy(levels), torch.tensor(scores)

@@ -9,20 +9,22 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.conversion import write_checkpoint
+from ..checkpoints.fingerprints import weights_fingerprint
 from ..checkpoints.folder import ModelFiles
-from ..checkpoints.loading import Loaded, check_contents, load_contents, load_projection
+from ..checkpoints.loading import Loaded, check_contents, load_contents
 from ..checkpoints.lora import write_lora
 from ..checkpoints.reading import LATENTS_KEY
+from ..errors import CheckpointError
 from ..models.temporal_blocks import is_temporal
 from ..pipeline.networks import Networks
 from ..pipeline.prompts import Prompts
-from ..runtime.devices import free_bytes
+from ..sampling.levels import Levels, trained_levels
 from ..stages.interpolation import SKIP_FRAMES
 from .batches import GAP_WINDOW, Batches, Sample
 from .clips import TrainingClip, Windows, cache_contexts, cache_latents, find_training_clips
 from .freezing import freeze
 from .interruption import SignalStop
-from .loop import TrainConfig, Training, fingerprint, train
+from .loop import TrainConfig, Training, train
 from .lora import attach_lora, detach_factors
 from .objectives import GapTuning, KeyframeTuning, checkpoint_blocks
 from .report import Report
@@ -31,8 +33,8 @@ from .tuning import Tuning
 
 DEFAULT_SCORE = 10
 _STATE, _CACHE, _SHEETS = "state.pt", "cache", "sheets"
-# Elements at either end of a tensor that a fingerprint of weights reads.
-_ENDS = 4096
+# Frames that MoVQ encodes at a time.
+_FRAMES_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -83,18 +85,27 @@ class Job:
         return Windows(frames, rates, area, multiple, self.tuning.source_fps)
 
     @property
+    def levels(self) -> Levels | None:
+        """The pairs of timestep and noise that the network learnt; None for the demo's."""
+        family, offset = self.models.family, self.tuning.timestep_offset
+        if family == "1.0" and offset is None:
+            return None
+        return trained_levels(family, offset or 1, to_the_end=self.tuning.stage == "interpolation")
+
+    @property
     def begun(self) -> str:
         """What the training starts from, in 16 hexadecimal digits: weights, clips, captions, what is trained."""
         tuning = self.tuning
         parts = [
             tuning.stage, tuning.what, tuning.layers, tuning.rank, tuning.size, tuning.keyframe_fps,
-            tuning.noise_weight, tuning.seed, self.config.batch, self.config.accumulate, self._source(tuning.stage),
+            tuning.noise_weight,
+            tuning.timestep_offset, tuning.seed, self.config.batch, self.config.accumulate, self._source(tuning.stage),
             *((clip.files.name, clip.caption, clip.motion_score) for clip in (*self.clips, *self.prior)),
         ]  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def _source(self, stage: str) -> str:
-        return fingerprint(self.models.require(stage)[0].tensors, ends=_ENDS)
+        return weights_fingerprint(self.models.require(stage)[0])
 
     @torch.inference_mode()
     def samples(self) -> tuple[list[Sample], list[Sample], dict[str, Tensor]]:
@@ -102,49 +113,37 @@ class Job:
         cache, captions = self.folder / _CACHE, [clip.caption for clip in (*self.clips, *self.prior)]
         stages = ("text_encoder", "projection" if "projection" in self.models.files else "keyframe")
         source = " ".join((*map(self._source, stages), str(self.dtype)))
-        contexts = cache_contexts([*captions, *self.tuning.prompts], cache, source, self._encoder_of_captions())
-        networks = Networks(self.models, self.device, torch.float32, "strict", keeps_all=True)
-        windows, source, found = self.windows, self._source("movq"), []
-
-        def encode(pixels: Tensor) -> Tensor:
-            return networks.get("movq").network.encode(pixels.to(self.device)).float()
-
-        for clips in (self.clips, self.prior):
-            paths = cache_latents(clips, windows, cache, source, encode)
-            found.append([Sample.of(p, contexts[c.caption], c.motion_score) for p, c in zip(paths, clips, strict=True)])
-        return *found, contexts
-
-    def _encoder_of_captions(self) -> Callable[[str], Tensor]:
-        """Return what encodes a caption; a text encoder that the device has no room for runs on the processor."""
-        contents, _ = self.models.require("text_encoder")
-        needed = sum(tensor.numel() for tensor in contents.tensors.values()) * self.dtype.itemsize * 1.1
-        free = free_bytes(self.device)
-        device = torch.device("cpu") if free is not None and free < needed else self.device
-        networks = Networks(self.models, device, self.dtype, "strict", keeps_all=True)
-        if "projection" not in self.models.files:
-            # Only its projection is needed of the U-Net.
-            contents, kind = self.models.require("keyframe")
-            projection = load_projection(contents)
-            networks.loaded["keyframe"] = Loaded(
-                kind, None, None, None if projection is None else projection.to(device)
-            )
+        networks = Networks(self.models, self.device, self.dtype, "strict", keeps_all=True)
         prompts = Prompts(networks)
 
-        def encode(caption: str) -> Tensor:
+        def encode_caption(caption: str) -> Tensor:
             text = prompts.encode([caption])
             return text.context[0][text.mask[0] > 0].float()
 
-        return encode
+        contexts = cache_contexts([*captions, *self.tuning.prompts], cache, source, encode_caption)
+        networks.free()
+        movq = load_contents(*self.models.require("movq"), device=self.device, dtype=torch.float32).network
+
+        def encode_frames(pixels: Tensor) -> Tensor:
+            return torch.cat([movq.encode(part.to(self.device)).cpu() for part in pixels.split(_FRAMES_AT_ONCE)])
+
+        windows, source, found = self.windows, self._source("movq"), []
+        for clips in (self.clips, self.prior):
+            paths = cache_latents(clips, windows, cache, source, encode_frames)
+            found.append([Sample.of(p, contexts[c.caption], c.motion_score) for p, c in zip(paths, clips, strict=True)])
+        return *found, contexts
 
     def objective(self) -> tuple[KeyframeTuning | GapTuning, Loaded]:
         """Return the network with what trains of it in float32, on the device, and its file."""
         contents, kind = self.models.require(self.tuning.stage)
         loaded = load_contents(contents, kind, dtype=self.dtype, parity="strict")
-        networks = Networks(self.models, torch.device("cpu"), self.dtype, "strict", keeps_all=True)
-        networks.loaded[self.tuning.stage] = loaded
         make = KeyframeTuning if self.tuning.stage == "keyframe" else GapTuning
         weigh = (self.tuning.noise_weight,) if make is KeyframeTuning else ()
-        objective = make(loaded.network, networks.null_embedding(self.tuning.stage), *weigh)
+        if loaded.null_embedding is None:
+            raise CheckpointError(
+                f"expected a null embedding in '{contents.path}', found none: convert the authors' file"
+            )
+        objective = make(loaded.network, loaded.null_embedding, *weigh)
         torch.manual_seed(self.tuning.seed)
         if self.tuning.what == "lora":
             attach_lora(objective.unet, self.tuning.layers, self.tuning.rank)
@@ -193,12 +192,12 @@ def finetune(job: Job, show: Callable[[str], None]) -> bool:
     objective, loaded = job.objective()
     trains = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     show(f"{trains:,} parameters of the {job.tuning.stage} U-Net train")
-    batches = Batches(samples, prior, loaded.kind.config)
+    batches = Batches(samples, prior, loaded.kind.config, job.levels)
     for stale in job.folder.glob(f".*{Path(_STATE).suffix}"):
         # A run that was killed while it wrote its state leaves what it had.
         stale.unlink()
     report = Report(job.folder, job.config.steps)
-    sheets = SampleSheets(job.models, loaded, contexts, samples, job.tuning, job.folder / _SHEETS)
+    sheets = SampleSheets(job.models, objective, contexts, samples, job.tuning, job.folder / _SHEETS)
     with torch.enable_grad(), SignalStop() as stop:
 
         def on_step(training: Training) -> bool:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..errors import CheckpointError, InputError, TrainingError
 from ..files import atomic_path
+from ..runtime.devices import peak_bytes
 
 SAVE_EVERY_S = 60.0
 
@@ -69,18 +70,12 @@ def learning_rate_at(step: int, config: TrainConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, config.steps - config.warmup)))
 
 
-def fingerprint(weights: Mapping[str, Tensor], ends: int | None = None) -> str:
-    """Return 16 hexadecimal digits that name these weights: any other name, shape or value gives others.
-
-    With ``ends`` only so many elements at either end of every tensor are read: enough to tell trainings apart.
-    """
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Return 16 hexadecimal digits that name these weights: any other name, shape or value gives others."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        flat = tensor.detach().reshape(-1)
-        if ends is not None and len(flat) > 2 * ends:
-            flat = torch.cat([flat[:ends], flat[-ends:]])
-        digest.update(flat.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -277,9 +272,8 @@ def train(
 
 
 def _memory(device: torch.device) -> dict[str, str]:
-    if device.type != "cuda":
-        return {}
-    return {"memory": f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB"}
+    peak = peak_bytes(device)
+    return {} if peak is None else {"memory": f"{peak / 1e9:.1f} GB"}
 
 
 def _write_state(path: Path, begun: str, training: Training) -> None:

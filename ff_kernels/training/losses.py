@@ -121,7 +121,7 @@ class KeyframeNoise(nn.Module):
         B, T = latents.shape[:2]
         context, mask = self.context(ids, mask, keep)
         conditions = self.unet.prepare(
-            context, mask, timesteps[None], positions=keyframe_positions("1.0", T), num_frames=T
+            context, mask, timesteps[None], positions=keyframe_positions("1.0", T), keyframes=T
         )
         bar = alpha_bar[:, None, None, None, None]
         shown = latents if shown is None else shown

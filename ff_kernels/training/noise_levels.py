@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sampling.schedule import make_schedule_v10, make_schedule_v11, told_sigmas
+from ..sampling.levels import Levels
+from ..sampling.schedule import make_schedule_v10
 
 # Most clips are drawn at the releases' 50 steps; the rest make other step counts usable.
 STEP_COUNTS = (50, 50, 50, 50, 50, 20, 25, 30, 40, 100)
@@ -16,7 +17,7 @@ STEP_COUNTS = (50, 50, 50, 50, 50, 20, 25, 30, 40, 100)
 def noise_levels(steps: int) -> tuple[Tensor, Tensor]:
     """Return timesteps and cumulative alphas of a run, ``[steps]`` each, the noisiest first."""
     schedule = make_schedule_v10(steps)
-    return schedule.timesteps, schedule.signal.square()
+    return schedule.timesteps, schedule.coefficients.signal.square()
 
 
 def draw_noise_levels(rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
@@ -36,19 +37,8 @@ def draw_normal(rng: np.random.Generator, like: Tensor) -> Tensor:
     return torch.from_numpy(rng.standard_normal(tuple(like.shape), dtype=np.float32))
 
 
-@lru_cache(maxsize=2)
-def release_levels(predicted: str) -> tuple[Tensor, Tensor]:
-    """Return timesteps and cumulative alphas of release 1.1: up to what an eps-prediction can divide by, or all."""
-    if predicted == "eps":
-        bars = 1 / (1 + told_sigmas("1.1").square())
-        return torch.arange(len(bars)), bars.float()
-    schedule = make_schedule_v11(1000, "trailing")
-    return schedule.timesteps.flip(0), schedule.signal.square().flip(0)
-
-
-def draw_release_levels(rng: np.random.Generator, batch: int, predicted: str) -> tuple[Tensor, Tensor]:
-    """Draw a timestep of release 1.1 and its cumulative alpha per clip, spread evenly over the batch: ``[B]`` each."""
-    timesteps, bars = release_levels(predicted)
+def draw_trained_levels(rng: np.random.Generator, batch: int, levels: Levels) -> tuple[Tensor, Tensor]:
+    """Draw a timestep that a network was trained at, and its cumulative alpha, per clip: ``[B]`` each."""
     places = (rng.permutation(batch) + rng.random(batch)) / batch
-    picks = torch.from_numpy((places * len(timesteps)).astype(np.int64))
-    return timesteps[picks], bars[picks]
+    picks = torch.from_numpy((places * len(levels.sigmas)).astype(np.int64))
+    return picks, levels.bars_of(picks)[:-1].float()

@@ -3,7 +3,8 @@
 B clips, T keyframes, G gaps, L tokens, h and w latent sides.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,6 @@ from ..models.interpolation_unet import InterpolationUNet
 from ..models.keyframe_unet import KeyframeUNet, keyframe_positions
 from ..models.text_encoder import NULL_TOKENS_V10, null_context
 from ..models.unet import UNet
-from ..runtime.parking import park
 from .losses import noise_error, velocity_error
 
 
@@ -27,18 +27,21 @@ class _Tuning(nn.Module):
         super().__init__()
         self.unet = unet
         self.register_buffer("null_embedding", null_embedding.float(), persistent=False)
-        self.conditioner: AbstractContextManager = nullcontext()
+        # Entered while conditions are prepared: brings what only they need.
+        self.conditioner: Callable[[], AbstractContextManager] = nullcontext
 
     def place(self, device: torch.device, *, parks: bool) -> None:
         """Move to a device; ``parks`` keeps what only ``prepare`` reads in memory and brings it there for each step."""
         self.to(device)
         if parks:
-            self.conditioner = park(self.unet.conditioner_modules(), device)
+            for module in self.unet.conditioner_modules():
+                module.cpu()
+            self.conditioner = partial(_brought, self.unet.conditioner_modules(), device)
 
     def prepared(self, context: Tensor, *args: Any, **options: Any) -> Conditions:
         """Return what ``prepare`` returns; without a gradient where nothing that it reads trains."""
         trains = any(p.requires_grad for m in self.unet.conditioner_modules() for p in m.parameters())
-        with torch.set_grad_enabled(trains), self.conditioner:
+        with torch.set_grad_enabled(trains), self.conditioner():
             return self.unet.prepare(context.to(self.unet.in_layer.weight.dtype), *args, **options)
 
     def text(self, context: Tensor, mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +104,7 @@ class KeyframeTuning(_Tuning):
         context, mask = self.text(context, mask, keep)
         positions = keyframe_positions(self.unet.config.family, T)
         conditions = self.prepared(
-            context, mask, timesteps[None], lengths=lengths, positions=positions, num_frames=T, **options
+            context, mask, timesteps[None], lengths=lengths, positions=positions, keyframes=T, **options
         )
         out = self.predict(x.flatten(0, 1), conditions).unflatten(0, (B, T))
         return noise_error(out, noise, alpha_bar, self.max_weight).mean()
@@ -156,6 +159,19 @@ class GapTuning(_Tuning):
         x = torch.cat([ends[:, :-1], bar.sqrt() * inner + (1 - bar).sqrt() * noise, ends[:, 1:]], dim=2)
         out = self.predict(x.flatten(0, 1), conditions).unflatten(0, (B, G))
         return velocity_error(out, inner, noise, alpha_bar, self.min_weight).mean()
+
+
+@contextmanager
+def _brought(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Hold copies of frozen parameters on a device; the parameters themselves wait where they are."""
+    kept = [(parameter, parameter.data) for module in modules for parameter in module.parameters()]
+    for parameter, data in kept:
+        parameter.data = data.to(device)
+    try:
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
 
 
 def checkpoint_blocks(unet: UNet) -> int:

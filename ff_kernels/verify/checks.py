@@ -1,30 +1,22 @@
-"""Reference cases of the authors' code: their weights, their noise, and what the engine computes for each kind.
+"""What the engine computes for each kind of reference case, and how far from the authors' numbers it may be."""
 
-Weights and noise are functions of key, shape and seed, so that nothing large has to be stored.
-"""
-
-import math
-import zlib
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from ..checkpoints.folding import Parity, fold
 from ..errors import InputError
 from ..models.configs import MoVQConfig, TextConfig, UNetConfig
-from ..models.interpolation_unet import InterpolationUNet
-from ..models.keyframe_unet import KeyframeUNet
 from ..models.movq import MoVQ
 from ..models.text_encoder import TextEncoder, TextProjection, project_context
+from ..models.unets import UNETS
 from ..ops.step import THRESHOLD_V10
-from ..sampling.schedule import make_schedule_v11, posterior_tables_v10
+from ..sampling.schedule import alphas_cumprod_v11, posterior_tables_v10
 from ..stages.decoding import decode
 from ..stages.interpolation import SKIP_FRAMES, interpolate
-from ..stages.keyframes import sample_keyframes_v10, sample_keyframes_v11, sample_picture_v11
-from ..stages.run import Run, Text
+from ..stages.keyframes import FirstFrame, sample_keyframes, sample_picture
+from ..stages.releases import RELEASES, V11
+from ..stages.run import Run, Text, sampling_schedule
+from .cases import How, TapeNoise, fill_weights
 
 FORWARD_LIMIT = 1e-5
 TABLE_LIMIT = 1e-6
@@ -32,81 +24,14 @@ PIPELINE_LIMITS = {"1.0": 2e-3, "1.1": 2e-2}
 # What the authors' interpolation of 1.1 takes where a call names no perturbation.
 _PERTURBATION_V11 = 25
 _FEED_FORWARD = "gated-silu"
-_MERGES = ("temporal_merge", "time_embed_merge", "skip_merge", "time_embed_context_merge")
 
 Outputs = dict[str, tuple[Tensor, float]]
-
-
-class TapeNoise:
-    """Noise of a case: draw n of a kind is a function of the kind, n and the tape's seed."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed, self.count = seed, 0
-
-    def _stream(self, kind: str) -> np.random.RandomState:
-        name = f"{kind}.{self.count}"
-        self.count += 1
-        return np.random.RandomState((zlib.crc32(name.encode()) + self.seed) % 2**32)
-
-    def normal(self, shape: tuple[int, ...]) -> Tensor:
-        """Return the next standard normal tensor."""
-        return torch.from_numpy(self._stream("randn").standard_normal(tuple(shape)).astype(np.float32))
-
-    def uniform(self, shape: tuple[int, ...]) -> Tensor:
-        """Return the next uniform 0..1 tensor."""
-        return torch.from_numpy(self._stream("rand").random_sample(tuple(shape)).astype(np.float32))
-
-
-def case_weight(key: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Return the weight of a case: a function of its key, its shape and the case's seed."""
-    stream = np.random.RandomState((zlib.crc32(key.encode()) + seed) % 2**32)
-    x = stream.standard_normal(shape).astype(np.float32)
-    last = key.rsplit(".", 1)[-1]
-    if len(shape) >= 2:
-        x = x / math.sqrt(math.prod(shape[1:]))
-    elif last.startswith(_MERGES):
-        x = 0.5 + 0.2 * x
-    elif key.endswith("weight"):
-        x = 1 + 0.1 * x
-    else:
-        x = 0.1 * x
-    return torch.from_numpy(np.asarray(x, dtype=np.float32))
-
-
-def fill_weights(network: nn.Module, seed: int, listed: dict[str, list[int]] | None = None) -> nn.Module:
-    """Load a network with case weights, by the case's own list of keys where it has one.
-
-    Raises:
-        InputError: if the network does not have exactly the listed keys and shapes.
-    """
-    own = {k: list(v.shape) for k, v in network.state_dict().items()}
-    if listed is not None and own != listed:
-        odd = sorted(k for k in own.keys() | listed.keys() if own.get(k) != listed.get(k))
-        raise InputError(
-            f"expected the case's {len(listed)} keys, got {len(own)} with '{odd[0]}' the first to differ: "
-            "the configuration and the key list of the case disagree"
-        )
-    network.load_state_dict({k: case_weight(k, tuple(s), seed) for k, s in (listed or own).items()})
-    return network.eval().requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class How:
-    """Of which release a case is, and whether its networks run as released or folded."""
-
-    family: str
-    parity: Parity = "strict"
-
-    def ready(self, network: nn.Module, case: dict[str, Any], listed: dict[str, list[int]] | None) -> nn.Module:
-        """Give a network the weights of a case, and fold it on the fast path."""
-        fill_weights(network, case["seed"], listed)
-        return fold(network) if self.parity == "fast" else network
 
 
 def _unet(case: dict[str, Any], how: How, stage: str, listed: dict[str, list[int]] | None) -> nn.Module:
     # In the authors' code a U-Net without init_channels starts as wide as its first level.
     config = UNetConfig.from_dict({"init_channels": None, **case["config"], "family": how.family, "stage": stage})
-    return how.ready((KeyframeUNet if stage == "keyframe" else InterpolationUNet)(config), case, listed)
+    return how.ready(UNETS[stage](config), case, listed)
 
 
 def _movq(case: dict[str, Any], how: How, listed: dict[str, list[int]] | None = None) -> MoVQ:
@@ -130,15 +55,8 @@ def check_keyframe_unet(case: dict[str, Any], t: dict[str, Tensor], how: How) ->
     frames = case["config"].get("num_frames") or case["num_frames"]
     positions = t["temporal_positions" if "temporal_positions" in t else "temporal"]
     extra = {"noise_level": t.get("noise_aug_time"), "motion_score": t.get("motion_score")}
-    conditions = unet.prepare(
-        t["context"],
-        t["context_mask"],
-        _rows(t["time"]),
-        positions=positions,
-        num_frames=frames,
-        frames_per_row=1,
-        **extra,
-    )
+    told = (t["context"], t["context_mask"], _rows(t["time"]))
+    conditions = unet.prepare(*told, positions=positions, keyframes=frames, frames_per_row=1, **extra)
     outputs = {"out": (unet(t["x"], conditions), FORWARD_LIMIT)}
     if "image_x" in t:
         conditions = unet.prepare(t["image_context"], t["image_context_mask"], _rows(t["image_time"]), positions=None)
@@ -151,15 +69,10 @@ def check_interpolation_unet(case: dict[str, Any], t: dict[str, Tensor], how: Ho
     unet = _unet(case, how, "interpolation", case["state_dict"])
     gaps = case["num_temporal_groups" if how.family == "1.0" else "num_predicted_groups"]
     conditions = unet.prepare(
-        t["context"],
-        t["context_mask"],
-        _rows(t["time"]),
-        num_gaps=gaps,
-        gaps_per_row=1,
-        skip_frames=t["skip_frames"],
+        t["context"], t["context_mask"], _rows(t["time"]), num_gaps=gaps, gaps_per_row=1,
+        skip_frames=t["skip_frames"], merge=t.get("temporal_mask"),
         noise_level=t.get("perturbation_time", 0 if how.family == "1.0" else _PERTURBATION_V11),
-        merge=t.get("temporal_mask"),
-    )
+    )  # fmt: skip
     return {"out": (unet(t["x"], conditions), FORWARD_LIMIT)}
 
 
@@ -168,7 +81,7 @@ def check_movq(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
     movq = _movq(case, how, case["state_dict"])
     outputs = {"latent": (movq.encode(t["image"]), FORWARD_LIMIT)} if "image" in t else {}
     if "z" in t:
-        outputs["decoded"] = (movq.decode(t["z"], shared_map=how.family == "1.1"), FORWARD_LIMIT)
+        outputs["decoded"] = (movq.decode(t["z"], shared_map=RELEASES[how.family].shares_map), FORWARD_LIMIT)
     return outputs
 
 
@@ -207,15 +120,10 @@ def _interpolated(
     ):
         if name in t:
             skip = case.get("skip_frames", {}).get(name.removeprefix("video_"), skip)
+            run, null = Run(TapeNoise(case["tape_seed"]["interpolation"])), t["interpolation_null_embedding"]
+            scale = case["interpolation_guidance_scale"]
             video = interpolate(
-                unet,
-                before[None],
-                text,
-                t["interpolation_null_embedding"],
-                Run(TapeNoise(case["tape_seed"]["interpolation"])),
-                skip_frames=skip,
-                steps=steps,
-                guidance_scale=case["interpolation_guidance_scale"],
+                unet, before[None], text, null, run, skip_frames=skip, steps=steps, guidance_scale=scale
             )
             outputs[name] = (video[0], limit)
     return outputs
@@ -225,8 +133,8 @@ def _decoded(case: dict[str, Any], t: dict[str, Tensor], how: How, keyframes: Te
     if "frames" not in t:
         return {}
     last = t.get("video_high", t.get("video_medium", keyframes))
-    movq = _movq(case["movq" if how.family == "1.0" else "video_movq"], how)
-    return {"frames": (decode(movq, last, shared_map=how.family == "1.1"), PIPELINE_LIMITS[how.family])}
+    movq = _movq(case[RELEASES[how.family].decoder], how)
+    return {"frames": (decode(movq, last, shared_map=RELEASES[how.family].shares_map), PIPELINE_LIMITS[how.family])}
 
 
 def check_pipeline_v10(case: dict[str, Any], t: dict[str, Tensor], how: How) -> Outputs:
@@ -239,16 +147,10 @@ def check_pipeline_v10(case: dict[str, Any], t: dict[str, Tensor], how: How) -> 
     outputs: Outputs = {}
     for name, unconditional in others.items():
         if name in t and unconditional is not None:
-            frames = sample_keyframes_v10(
-                unet,
-                text,
-                unconditional,
-                Run(TapeNoise(case["tape_seed"]["keyframes"])),
-                size=t[name].shape[-2:],
-                num_frames=t[name].shape[0],
-                guidance_scale=case["guidance_scale"],
-                steps=case["steps"],
-            )
+            frames = sample_keyframes(
+                unet, text, unconditional, Run(TapeNoise(case["tape_seed"]["keyframes"])), size=t[name].shape[-2:],
+                keyframes=t[name].shape[0], guidance_scale=case["guidance_scale"], steps=case["steps"],
+            )  # fmt: skip
             outputs[name] = (frames[0], PIPELINE_LIMITS[how.family])
     keyframes = t["keyframes_plain" if "keyframes_plain" in t else "keyframes_negative"]
     return outputs | _interpolated(case, t, how, keyframes, None) | _decoded(case, t, how, keyframes)
@@ -262,33 +164,23 @@ def check_pipeline_v11(case: dict[str, Any], t: dict[str, Tensor], how: How) -> 
     null = text.unconditional(t["null_embedding"])
     outputs: Outputs = {}
     if "image_latent" in t:
-        picture = sample_picture_v11(
-            unet,
-            text,
-            null,
-            Run(TapeNoise(seeds["image_latent"])),
-            steps=steps,
-            size=t["image_latent"].shape[-2:],
-            guidance_scale=case["image_guidance"],
-        )
+        picture = sample_picture(
+            unet, text, null, Run(TapeNoise(seeds["image_latent"])), steps=steps,
+            size=t["image_latent"].shape[-2:], guidance_scale=case["image_guidance"],
+        )  # fmt: skip
         outputs["image_latent"] = (picture, limit)
-    keyframes = sample_keyframes_v11(
-        unet,
-        text,
-        null,
-        t["key_frame"][None],
-        Run(TapeNoise(seeds["keyframes"])),
-        num_frames=t["keyframes"].shape[0],
-        guidance_scale=case["guidance_weight_prompt"],
-        image_guidance=case["guidance_weight_image"],
-        motion_score=case["motion_score"],
-        noise_level=case["noise_augmentation"],
-        steps=steps,
+    first_frame = FirstFrame(
+        t["key_frame"][None], case["guidance_weight_image"], case["motion_score"], case["noise_augmentation"]
     )
+    keyframes = sample_keyframes(
+        unet, text, null, Run(TapeNoise(seeds["keyframes"])), size=first_frame.latents.shape[-2:],
+        keyframes=t["keyframes"].shape[0], first_frame=first_frame, guidance_scale=case["guidance_weight_prompt"],
+        steps=steps,
+    )  # fmt: skip
     outputs["keyframes"] = (keyframes[0], limit)
-    for name, spacing in (("keyframe", "leading"), ("interpolation", "trailing")):
+    for name in ("keyframe", "interpolation"):
         if f"{name}_timesteps" in t:
-            schedule = make_schedule_v11(len(t[f"{name}_timesteps"]), spacing)
+            schedule = sampling_schedule(getattr(V11, name).changed(len(t[f"{name}_timesteps"])))
             outputs[f"{name}_timesteps"] = (schedule.timesteps, 0.0)
-            outputs[f"{name}_alphas_cumprod"] = (schedule.alphas_cumprod, TABLE_LIMIT)
+            outputs[f"{name}_alphas_cumprod"] = (alphas_cumprod_v11(), TABLE_LIMIT)
     return outputs | _interpolated(case, t, how, t["keyframes"], text) | _decoded(case, t, how, t["keyframes"])

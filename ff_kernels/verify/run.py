@@ -1,6 +1,7 @@
 """Run reference cases (numbers of the authors' code) through the engine and report every tensor's error.
 
-A case is ``NAME.json`` (configuration, seeds, tapes) beside ``NAME.safetensors`` (inputs and expected outputs).
+A case is ``NAME.json`` (configuration, seeds, tapes) beside ``NAME.safetensors`` (inputs and expected outputs), see
+README.md in this folder.
 """
 
 import json
@@ -17,17 +18,8 @@ from torch import Tensor
 
 from ..checkpoints.folding import Parity
 from ..errors import FusionFramesError, InputError
-from .checks import (
-    How,
-    Outputs,
-    check_interpolation_unet,
-    check_keyframe_unet,
-    check_movq,
-    check_pipeline_v10,
-    check_pipeline_v11,
-    check_schedule,
-    check_text,
-)
+from . import checks
+from .cases import FORMAT, How
 
 
 @dataclass(frozen=True)
@@ -60,47 +52,37 @@ def relative_error(out: Tensor, expected: Tensor) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def _kind(case: dict[str, Any], t: dict[str, Tensor], name: str) -> tuple[Callable[..., Outputs], str]:
+def _kind(case: dict[str, Any], t: dict[str, Tensor], name: str) -> tuple[Callable[..., checks.Outputs], str]:
     """Find out from its content what a case checks, and of which release."""
     keys = case.get("state_dict", {})
     if "tapes" in case or "tape_seed" in case:
         is_v11 = "image_latent" in t or "guidance_weight_prompt" in case
-        return (check_pipeline_v11, "1.1") if is_v11 else (check_pipeline_v10, "1.0")
+        return (checks.check_pipeline_v11, "1.1") if is_v11 else (checks.check_pipeline_v10, "1.0")
     if "input_ids" in t:
-        return check_text, "1.0"
+        return checks.check_text, "1.0"
     if "betas" in t:
-        return check_schedule, "1.0"
+        return checks.check_schedule, "1.0"
     if "z_channels" in case.get("config", {}):
         # An image MoVQ of 1.1 that names no part over time is told from one of 1.0 by its name alone.
         names_time = any(key.startswith("temporal") or key == "build_3D_decoder" for key in case["config"])
-        return check_movq, "1.1" if names_time or name.startswith("v11") else "1.0"
+        return checks.check_movq, "1.1" if names_time or name.startswith("v11") else "1.0"
     if "skip_frames" in t:
         is_v11 = any("temporal_projection_new" in key for key in keys)
-        return check_interpolation_unet, "1.1" if is_v11 else "1.0"
+        return checks.check_interpolation_unet, "1.1" if is_v11 else "1.0"
     if "x" in t and keys:
-        return check_keyframe_unet, "1.1" if "image_in_layer.weight" in keys else "1.0"
+        return checks.check_keyframe_unet, "1.1" if "image_in_layer.weight" in keys else "1.0"
     raise InputError(
         "expected a case of a U-Net, MoVQ, text encoder, schedule or pipeline, got none of these: "
-        "see the format in ff_kernels/verify/README.md"
+        f"see the format in '{FORMAT}'"
     )
 
 
 def _expected(case: dict[str, Any], t: dict[str, Tensor]) -> set[str]:
     """Return the tensors of a case that are results; the rest are its inputs."""
     results = {
-        "out",
-        "image_out",
-        "latent",
-        "decoded",
-        "last_hidden_state",
-        "frames",
-        "image_latent",
-        "keyframes",
-        "keyframes_plain",
-        "keyframes_negative",
-        "video_medium",
-        "video_high",
-    }
+        "out", "image_out", "latent", "decoded", "last_hidden_state", "frames", "image_latent", "keyframes",
+        "keyframes_plain", "keyframes_negative", "video_medium", "video_high",
+    }  # fmt: skip
     if "input_ids" in t:
         results |= {"context", "context_mask"}
     if "betas" in t:
@@ -128,7 +110,7 @@ def verify_case(path: Path, parity: Parity = "strict") -> list[Check]:
         expected = sorted(_expected(case, tensors))
         if not expected:
             raise InputError(f"expected a result to compare, got the tensors {', '.join(sorted(tensors))}: add one")
-        if parity == "fast" and check in (check_text, check_schedule):
+        if parity == "fast" and check in (checks.check_text, checks.check_schedule):
             return []
         outputs = check(case, tensors, How(family, parity))
     except FusionFramesError as error:
@@ -138,7 +120,7 @@ def verify_case(path: Path, parity: Parity = "strict") -> list[Check]:
             SafetensorError) as error:  # fmt: skip
         raise InputError(
             f"expected a reference case that runs in '{path}', got {type(error).__name__}: {_first_line(error)}: see "
-            "the format in ff_kernels/verify/README.md"
+            f"the format in '{FORMAT}'"
         ) from error
     return [
         Check(name, key, relative_error(outputs[key][0], tensors[key]), outputs[key][1], parity)
@@ -163,7 +145,7 @@ def find_cases(folder: Path) -> list[Path]:
     if not cases:
         raise InputError(
             f"expected reference cases (NAME.json beside NAME.safetensors) in '{folder}', got none: "
-            "name a folder that holds such pairs"
+            f"see the format in '{FORMAT}'"
         )
     return cases
 

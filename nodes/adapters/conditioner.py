@@ -88,7 +88,7 @@ def unpatch_other(patcher: Any, *_: Any) -> None:
         own.unpatch_model(own.offload_device)
 
 
-class Loaded:
+class LoadedToPrepare:
     """Context manager that has core load a MODEL and its conditioner, and afterwards make room for the steps.
 
     Args:

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from ...ff_kernels.errors import InputError
-from ...ff_kernels.ops.eager.step import mix_branches
+from ...ff_kernels.ops import mix_branches
 from ...ff_kernels.sampling.guidance import text_image_weights
 from ...ff_kernels.sampling.noise import KEYFRAMES, PICTURE, SeededNoise, stage_seeds
-from ...ff_kernels.sampling.samplers import sample_ddpm
+from ...ff_kernels.sampling.samplers import sample_latents
 from ...ff_kernels.sampling.schedule import make_schedule_from_sigmas
+from ...ff_kernels.stages.keyframes import FirstFrame, draw_start
 from .._compat import KSAMPLER, CFGGuider, calc_cond_batch
 from .latent import FIRST_FRAME, NO_FIRST_FRAME, Conditioning, with_values, without_values
 from .model import CoreModel, network_of
@@ -115,18 +116,14 @@ def _sample(
     seed = int(extra_args.get("seed") or 0)
     schedule = make_schedule_from_sigmas(sigmas)
     B, C, T, h, w = x.shape
-    # Core has drawn the start by itself; the engine's sampler takes the start, and release 1.1 the noise on the first
-    # frame, from this stream first.
     guider = getattr(model, "inner_model", None)
-    has_first_frame = any(
-        FIRST_FRAME in entry for entries in getattr(guider, "conds", {}).values() for entry in entries
-    )
+    conds = [entry for entries in getattr(guider, "conds", {}).values() for entry in entries]
+    first_frames = [FirstFrame(entry[FIRST_FRAME]) for entry in conds if FIRST_FRAME in entry]
     inner = getattr(guider, "inner_model", None)
     is_v11 = isinstance(inner, CoreModel) and inner.network_config.family == "1.1"
-    source = SeededNoise(stage_seeds(seed, B, PICTURE if is_v11 and not has_first_frame else KEYFRAMES))
-    source.normal((B * T, C, h, w))
-    if has_first_frame:
-        source.uniform((B, C, h, w))
+    source = SeededNoise(stage_seeds(seed, B, PICTURE if is_v11 and not first_frames else KEYFRAMES))
+    # Core has drawn the start by itself; what the steps draw comes after the start in the engine's stream.
+    draw_start(source, (B, T, C, h, w), x, next(iter(first_frames), None))
     scales = (1 + sigmas.cpu().double().square()).sqrt().tolist()
     ones = x.new_ones(B)
 
@@ -141,13 +138,13 @@ def _sample(
             callback({"x": shown, "i": step - 1, "sigma": sigma, "sigma_hat": sigma, "denoised": shown})
 
     frames = (x / scales[0]).transpose(1, 2).flatten(0, 1)
-    frames = sample_ddpm(
+    frames = sample_latents(
         predict,
         frames,
         schedule,
         source,
         predicted="denoised",
-        clip="none",
+        threshold="none",
         callback=report,
     )
     return (frames * scales[-1]).unflatten(0, (B, T)).transpose(1, 2).to(torch.float32)

@@ -15,12 +15,14 @@ from ...ff_kernels.models.interpolation_unet import InterpolationUNet
 from ...ff_kernels.models.keyframe_unet import KeyframeUNet, keyframe_positions
 from ...ff_kernels.models.masked_unet import MaskedUNet
 from ...ff_kernels.models.unet import UNet
-from ...ff_kernels.ops.eager.step import clip_to_quantile, clip_to_range
+from ...ff_kernels.models.unets import UNETS
+from ...ff_kernels.ops import clip_to_quantile, clip_to_range
 from ...ff_kernels.ops.step import THRESHOLD_V10
-from ...ff_kernels.pipeline.settings import Settings
+from ...ff_kernels.sampling.levels import trained_levels
 from ...ff_kernels.sampling.noise import KEYFRAMES, SeededNoise, stage_seeds
-from ...ff_kernels.sampling.samplers import add_noise
-from ...ff_kernels.sampling.schedule import make_schedule_v11, told_sigmas
+from ...ff_kernels.sampling.schedule import TRAIN_STEPS
+from ...ff_kernels.stages.keyframes import draw_start
+from ...ff_kernels.stages.releases import V10
 from .._compat import (
     EPS,
     ON_CLEANUP,
@@ -41,15 +43,16 @@ from .._compat import (
 )
 from .conditioner import KEY, Conditioner, conditioner_of, unload_patched, unpatch_other, with_conditioner
 from .files import Weights
-from .latent import FIRST_FRAME, IMAGE_KEYS, MOTION_SCORE, NO_FIRST_FRAME, NOISE_LEVEL, VideoLatents
+from .first_frame import first_frame_of, numbers_of
+from .latent import NO_FIRST_FRAME, VideoLatents
 from .tables import TABLES, with_tables
 from .text import context_of
 
 # Core multiplies it with latent positions to guess what to free. Not measured on a GPU yet: half more than core's
 # default of 2, because activations are wide before the first halving.
 MEMORY_USAGE_FACTOR = 3.0
-DEFAULT_MOTION_SCORE = Settings.motion_score
-DEFAULT_NOISE_LEVEL = Settings.noise_level
+# Core's samplers tell the times that the release's own run tells.
+RELEASED_OFFSET = TRAIN_STEPS // V10.keyframe.steps
 
 
 class _InCore:
@@ -98,7 +101,7 @@ class CoreKeyframeUNet(_InCore, KeyframeUNet):
                 context_mask,
                 timesteps,
                 positions=keyframe_positions(self.config.family, T) if is_video else None,
-                num_frames=T if is_video else 1,
+                keyframes=T if is_video else 1,
                 noise_level=noise_level,
                 motion_score=motion_score,
             )
@@ -125,14 +128,8 @@ class CoreMaskedUNet(_InCore, MaskedUNet):
     """Masked-frame U-Net in core's care; only our own sampler calls it, gap by gap."""
 
 
-# The engine's network of a stage, and the same in core's care.
-NETWORKS = {
-    "keyframe": (KeyframeUNet, CoreKeyframeUNet),
-    "interpolation": (InterpolationUNet, CoreInterpolationUNet),
-    "masked": (MaskedUNet, CoreMaskedUNet),
-}
-# What fills gaps: the paper's interpolation or its baseline.
-GAP_NETWORKS = ("interpolation", "masked")
+# The U-Net of a stage in core's care; ``UNETS`` are the engine's own.
+NETWORKS = {"keyframe": CoreKeyframeUNet, "interpolation": CoreInterpolationUNet, "masked": CoreMaskedUNet}
 
 
 class EngineView:
@@ -143,8 +140,7 @@ class EngineView:
 
     def __call__(self, x: Tensor, conditions: Conditions, step: int = 0) -> Tensor:
         """Predict; see ``UNet.forward``."""
-        network, _ = NETWORKS[self.config.stage]
-        return network.forward(self._unet, x, conditions, step)
+        return UNETS[self.config.stage].forward(self._unet, x, conditions, step)
 
 
 class KeyframeSampling(ModelSamplingDiscrete, EPS):
@@ -152,7 +148,7 @@ class KeyframeSampling(ModelSamplingDiscrete, EPS):
 
     def __init__(self, family: str) -> None:
         torch.nn.Module.__init__(self)
-        sigmas = told_sigmas(family)
+        sigmas = trained_levels(family, RELEASED_OFFSET).sigmas
         self.sigma_data, self.num_timesteps = 1.0, len(sigmas)
         self.set_sigmas(sigmas)
 
@@ -169,8 +165,7 @@ class CoreModel(BaseModel):
     """A U-Net of FusionFrames in core's sampling."""
 
     def __init__(self, config: "CoreConfig", device: Any) -> None:
-        _, network = NETWORKS[config.network.stage]
-        super().__init__(config, ModelType.EPS, device=device, unet_model=network)
+        super().__init__(config, ModelType.EPS, device=device, unet_model=NETWORKS[config.network.stage])
         self.network_config: UNetConfig = config.network
         self.null_embedding: Tensor | None = config.null_embedding
         self.latent_space = config.space
@@ -196,36 +191,23 @@ class CoreModel(BaseModel):
         where = f"{kwargs.get('prompt_type') or 'the'} conditioning"
         require_stage(config, "keyframe", "model")
         context, mask = context_of(kwargs["cross_attn"], kwargs, self.null_embedding, config.context_dim, where)
-        out = {"c_crossattn": CONDRegular(context), "context_mask": CONDRegular(mask)}
-        if config.family == "1.1":
-            out.update(self._first_frame(where, **kwargs))
-        elif kwargs.get(FIRST_FRAME) is not None:
-            raise InputError(image_refusal(where))
-        return out
+        first_frame = self._first_frame(where, **kwargs)
+        return {"c_crossattn": CONDRegular(context), "context_mask": CONDRegular(mask), **first_frame}
 
     def _first_frame(self, where: str, **kwargs: Any) -> dict[str, Any]:
         noise = kwargs["noise"]
-        clips, channels, T, height, width = noise.shape
-        level = int(kwargs.get(NOISE_LEVEL, DEFAULT_NOISE_LEVEL))
-        score = int(kwargs.get(MOTION_SCORE, DEFAULT_MOTION_SCORE))
-        condition = noise.new_zeros(clips, channels + 1, T, height, width)
-        frame = kwargs.get(FIRST_FRAME)
-        if frame is None and not kwargs.get(NO_FIRST_FRAME):
-            if T > 1:
-                raise InputError(first_frame_refusal(where, T))
-            return {}
-        if frame is not None:
-            require_frame(where, frame, clips, (height, width))
-            # The stream and the place in it are those of the engine's own sampler: normal noise for the clip first.
+        clips, channels, T, *size = noise.shape
+        shape = (clips, T, channels, *size)
+        first_frame = first_frame_of(where, kwargs, self.network_config.family, shape)
+        if first_frame is not None:
             source = SeededNoise(stage_seeds(int(kwargs.get("seed") or 0), clips, KEYFRAMES))
-            source.normal((clips * T, channels, height, width))
-            frame = frame.to(noise).expand(clips, -1, -1, -1)
-            drawn = source.uniform(frame.shape).to(noise)
-            condition[:, :channels, 0] = add_noise(frame, drawn, make_schedule_v11(50, "leading"), level)
-            condition[:, channels, 0] = 1
-        numbers = {"noise_level": level, "motion_score": score}
-        rows = {key: CONDRegular(torch.tensor([value])) for key, value in numbers.items()}
-        return {"first_frame": CONDRegular(condition), **rows}
+            _, shown = draw_start(source, shape, noise, first_frame)
+        elif kwargs.get(NO_FIRST_FRAME):
+            shown = noise.new_zeros(clips, T, channels + 1, *size)
+        else:
+            return {}
+        rows = {key: CONDRegular(torch.tensor([value])) for key, value in numbers_of(kwargs).items()}
+        return {"first_frame": CONDRegular(shown.transpose(1, 2)), **rows}
 
     def resize_cond_for_context_window(
         self, cond_key: str, cond_value: Any, window: Any, x_in: Tensor, device: Any, retain_index_list: Any = ()
@@ -327,33 +309,3 @@ def require_stage(config: UNetConfig, stage: str | tuple[str, ...], node_input: 
             f"{node_input} expected the {stages[0]} U-Net, got the {config.stage} U-Net of release {config.family}: "
             f"connect that one to {use[config.stage]}"
         )
-
-
-def require_frame(where: str, first_frame: Tensor, clips: int, size: tuple[int, int]) -> None:
-    """Refuse first frames that do not fit the latent: one for all clips or one each, of the latent's size."""
-    if tuple(first_frame.shape[-2:]) != size:
-        raise InputError(
-            f"{where} expected a first frame of the latent's size {list(size)}, got {list(first_frame.shape[-2:])}: "
-            "use the latent that FusionFrames Image to Video returns"
-        )
-    if first_frame.shape[0] not in (1, clips):
-        raise InputError(
-            f"{where} expected one first frame or one for each of {clips} clips, got {first_frame.shape[0]}: use the "
-            "latent that FusionFrames Image to Video returns"
-        )
-
-
-def image_refusal(where: str) -> str:
-    """Return why release 1.0 takes no picture."""
-    return (
-        f"{where} expected text only, got a first frame with a release 1.0 model, which reads none: load the keyframe "
-        f"U-Net of release 1.1, or leave FusionFrames Image to Video out ({', '.join(IMAGE_KEYS)})"
-    )
-
-
-def first_frame_refusal(where: str, frames: int) -> str:
-    """Return what release 1.1 needs for more than a picture."""
-    return (
-        f"{where} expected a first frame for {frames} keyframes of release 1.1, got text only: use FusionFrames Image "
-        "to Video, or ask for 1 keyframe to draw a first frame from text"
-    )

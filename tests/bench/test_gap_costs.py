@@ -32,7 +32,7 @@ def test_parameters_are_those_of_the_released_sizes(costs):
 
 def test_count_is_that_of_70_gaps_in_both_branches():
     # Without folding and prepared tables a network's flops grow with its samples alone.
-    small = {"ours": (InterpolationUNet, tiny.INTERPOLATION_V10), "masked": (MaskedUNet, tiny.MASKED)}
+    small = {"ours": tiny.INTERPOLATION_V10, "masked": tiny.MASKED}
     counted = gap_costs.count_gaps((4, 4), small)
     for name, samples in (("ours", 70 * 2), ("masked", 70 * 2 * 5)):
         cls, config = small[name]

@@ -18,7 +18,8 @@ from fusionframes.ff_kernels.models.configs import MoVQConfig, UNetConfig
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
 from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet
 from fusionframes.ff_kernels.models.movq import MoVQ
-from fusionframes.ff_kernels.verify.checks import FORWARD_LIMIT, fill_weights
+from fusionframes.ff_kernels.verify.cases import fill_weights
+from fusionframes.ff_kernels.verify.checks import FORWARD_LIMIT
 from fusionframes.ff_kernels.verify.run import relative_error
 
 

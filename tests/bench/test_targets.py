@@ -1,8 +1,11 @@
 """The targets that our side has to meet at full size, counted on the meta device."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from fusionframes.ff_kernels import bench
 from fusionframes.ff_kernels.bench.counting import TARGETS, figure, record_ours
 from fusionframes.ff_kernels.bench.known_values import KnownValues
 from fusionframes.ff_kernels.bench.recorder import record
@@ -22,6 +25,29 @@ def ours():
         return found[name]
 
     return get
+
+
+# Lines of the page's table: workload, figure, divisor and format of what it says of ours.
+SHOWN = {
+    "keyframe step: GB moved": ("keyframes-512", "bytes", 1e9, ".1f"),
+    "keyframe step: launches": ("keyframes-512", "launches", 1, ",.0f"),
+    "keyframe step: GB of parameters read": ("keyframes-512", "parameter_bytes", 1e9, ".2f"),
+    "keyframe step: GB live at the peak": ("keyframes-512", "peak_bytes", 1e9, ".2f"),
+    "interpolation step, 14 gaps: TFLOP": ("interpolation-512", "flops", 1e12, ".1f"),
+    "interpolation step, 14 gaps: GB moved": ("interpolation-512", "bytes", 1e9, ".1f"),
+    "decoding, per frame: GB moved": ("decode-512", "bytes", 1e9, ".1f"),
+    "decoding: GB live at the peak": ("decode-512", "peak_bytes", 1e9, ".2f"),
+}
+
+
+def test_page_says_what_is_counted(ours):
+    page = (Path(bench.__file__).parent / "README.md").read_text(encoding="utf-8")
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in page.splitlines() if "|" in line]
+    said = {cells[0]: cells[2].split()[0] for cells in lines if cells[0] in SHOWN}
+    assert said == {
+        label: f"{figure(ours(name), key, WORKLOADS[name]) / unit:{form}}"
+        for label, (name, key, unit, form) in SHOWN.items()
+    }
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.workload}-{target.figure}")

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support import weights
 from support.tiny import CONTEXT, TEXT
 from support.weights import CONFIGS, OVERRIDES
@@ -10,6 +11,7 @@ from support.weights import CONFIGS, OVERRIDES
 from fusionframes.ff_kernels.checkpoints.detection import detect
 from fusionframes.ff_kernels.checkpoints.loading import build_network, load
 from fusionframes.ff_kernels.checkpoints.reading import Contents, read_contents
+from fusionframes.ff_kernels.demo import WEIGHTS
 from fusionframes.ff_kernels.errors import CheckpointError
 
 FULL_SIZE = {
@@ -171,3 +173,14 @@ def test_load_foreign_dictionary_raises(tmp_path, content, message):
     torch.save(content, tmp_path / "foreign.pt")
     with pytest.raises(CheckpointError, match=message):
         load(tmp_path / "foreign.pt")
+
+
+@pytest.mark.parametrize("name", ["vae/fusionframes_demo_movq", "vae/fusionframes_demo_video_movq",
+                                  "diffusion_models/fusionframes_demo_keyframes"])  # fmt: skip
+def test_demo_weights_without_metadata_are_refused_and_not_run_with_the_groups_of_the_release(tmp_path, name):
+    save_file(load_file(WEIGHTS / f"{name}.safetensors"), tmp_path / "plain.safetensors")
+    with pytest.raises(CheckpointError, match=r"groups .*without metadata|own (head_dim|groups)"):
+        load(tmp_path / "plain.safetensors")
+    given = {"groups": 8, "head_dim": 16}
+    told = load(tmp_path / "plain.safetensors", overrides=given)
+    assert told.network is not None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny import draw
+from support.tiny import MOVQ, draw
 from torch import nn
 
 from fusionframes.ff_kernels.checkpoints import folding
@@ -17,6 +17,7 @@ from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
 from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet, keyframe_positions
 from fusionframes.ff_kernels.models.movq import MoVQ
 from fusionframes.ff_kernels.ops import temporal_conv_class
+from fusionframes.ff_kernels.verify.cases import fill_weights
 
 TINY = UNetConfig(
     "1.0", "keyframe", 4, 4, model_channels=16, init_channels=8, time_embed_dim=16, context_dim=12, groups=4,
@@ -84,7 +85,7 @@ def keyframes(config):
     # In float64 no hoist may round: the tables are made in the dtype of the context.
     conditions = net.prepare(
         draw(2, 6, config.context_dim).double(), torch.ones(2, 6), torch.tensor([500, 20]),
-        positions=keyframe_positions("1.0", 3), num_frames=3,
+        positions=keyframe_positions("1.0", 3), keyframes=3,
     )  # fmt: skip
     return net, (draw(6, config.num_channels, 8, 12).double(), conditions, 1)
 
@@ -161,10 +162,23 @@ def test_network_through_winograd_says_the_same(stage, winograd_from_two_channel
 
 def test_only_wide_single_precision_on_a_processor_goes_through_winograd():
     def chosen(*channels, **kwargs):
-        return folding._pays_with_winograd(nn.Conv2d(*channels, 3, padding=1, **kwargs))
+        return folding.OWN.pays_with_winograd(nn.Conv2d(*channels, 3, padding=1, **kwargs))
 
     assert chosen(128, 256)
     assert not chosen(128, 64)
     assert not chosen(128, 256, dtype=torch.float16)
     assert not chosen(128, 256, device="meta")
     assert not chosen(128, 256, stride=2)
+
+
+def test_weights_that_wait_are_folded_as_for_where_they_will_run(monkeypatch):
+    monkeypatch.setattr(folding, "WINOGRAD_CHANNELS", 2)
+    stored, moved = (MoVQ(MOVQ) for _ in range(2))
+    fill_weights(stored, 0).half()
+    moved.load_state_dict(stored.state_dict())
+    expected = fold(moved.float()).state_dict()
+    for device, count in (("cpu", 1), ("cuda", 0)):
+        network = fold(copy.deepcopy(stored), folding.Target(torch.device(device), torch.float32))
+        assert any(isinstance(module, folding.WinogradConv) for module in network.modules()) == bool(count)
+        if count:
+            assert all(torch.equal(value.float(), expected[name]) for name, value in network.state_dict().items())

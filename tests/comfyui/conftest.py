@@ -81,6 +81,17 @@ class Core:
         clone = cls.PREPARE_CLASS_CLONE({})
         return clone.execute(**inputs).args
 
+    def load_demo(self):
+        """Load the demo's files by our loaders."""
+        text = {"text_encoder_name": DEMO["text"], "projection_name": DEMO["model"]}
+        with torch.inference_mode():
+            return SimpleNamespace(
+                model=self.run("FusionFramesLoadModel", model_name=DEMO["model"])[0],
+                interpolation=self.run("FusionFramesLoadModel", model_name=DEMO["interpolation"])[0],
+                clip=self.run("FusionFramesLoadTextEncoder", **text)[0],
+                vae=self.run("FusionFramesLoadMoVQ", vae_name=DEMO["vae"])[0],
+            )
+
 
 @pytest.fixture(scope="session")
 def core(tmp_path_factory):
@@ -89,15 +100,7 @@ def core(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def demo(core):
-    with torch.inference_mode():
-        return SimpleNamespace(
-            model=core.run("FusionFramesLoadModel", model_name=DEMO["model"])[0],
-            interpolation=core.run("FusionFramesLoadModel", model_name=DEMO["interpolation"])[0],
-            clip=core.run("FusionFramesLoadTextEncoder", text_encoder_name=DEMO["text"], projection_name=DEMO["model"])[
-                0
-            ],
-            vae=core.run("FusionFramesLoadMoVQ", vae_name=DEMO["vae"])[0],
-        )
+    return core.load_demo()
 
 
 @pytest.fixture(scope="session")

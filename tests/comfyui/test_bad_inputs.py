@@ -112,7 +112,7 @@ def width_not_a_multiple(core, demo, prompts, latent):
     core.run("FusionFramesEmptyLatent", width=500, height=512, keyframes=15)
 
 
-@case(r"latent expected sides that are multiples of 2, got \[15, 16\]")
+@case(r"height expected a multiple of 2 latent positions, got 15: take 1[46]")
 def latent_side_not_a_multiple(core, demo, prompts, latent):
     keyframes(core, demo, prompts, {"samples": torch.zeros(1, 4, 5, 15, 16)})
 

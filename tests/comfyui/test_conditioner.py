@@ -142,7 +142,7 @@ def test_a_run_that_fails_leaves_no_lora_behind(core, demo, prompts, latent, ada
     patched = with_lora(demo.model, 0.1)
 
     def fail_loaded():
-        with adapter.Loaded(patched, 0):
+        with adapter.LoadedToPrepare(patched, 0):
             assert not torch.equal(patched.model.state_dict()[value_key(patched)], own)
             raise ArithmeticError
 

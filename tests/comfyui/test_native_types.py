@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.core_start import start_noise
 
 from fusionframes.ff_kernels.demo.evaluate import true_clips
 from fusionframes.ff_kernels.demo.model import demo_pipeline
@@ -25,14 +26,6 @@ def sample(core, demo, prompts, latent, steps=STEPS, seed=7, **options):
         model=demo.model, positive=prompts[0], negative=prompts[1], latent=latent, seed=seed, steps=steps,
         guidance_scale=2.0, **options,
     )[0]  # fmt: skip
-
-
-def start_noise(core, shape, seed):
-    """The start that the engine draws for a seed, in core's layout."""
-    noise = core.module("ff_kernels.sampling.noise")
-    B, C, T, h, w = shape
-    source = noise.SeededNoise(noise.stage_seeds(seed, B, noise.KEYFRAMES))
-    return source.normal((B * T, C, h, w)).unflatten(0, (B, T)).transpose(1, 2).contiguous()
 
 
 def test_graph_gives_the_frames_of_the_command_line(core, demo, sampled):

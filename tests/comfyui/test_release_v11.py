@@ -16,7 +16,7 @@ def v11(core, tmp_path_factory):
     files = core.module("nodes.adapters.files")
     model = core.module("nodes.adapters.model")
     clip = core.module("nodes.adapters.clip")
-    tokenizer = core.module("ff_kernels.tokenizer").Tokenizer(folder / "spiece.model")
+    tokenizer = core.module("ff_kernels.stages.tokenizer").Tokenizer(folder / "spiece.model")
 
     def opened(name, *stages):
         return files.open_weights(folder / f"{name}.safetensors", stages, "file")

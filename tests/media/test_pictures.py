@@ -11,7 +11,14 @@ import torch
 from PIL import Image
 
 from fusionframes.ff_kernels.errors import InputError, OutputError, ShapeError
-from fusionframes.ff_kernels.media.pictures import fit_as_released, fit_covering, read_image, to_uint8, write_image
+from fusionframes.ff_kernels.media.pictures import (
+    fit_as_released,
+    fit_covering,
+    read_image,
+    to_rgb,
+    to_uint8,
+    write_image,
+)
 from fusionframes.ff_kernels.media.sheet import contact_sheet
 
 
@@ -238,3 +245,18 @@ def test_released_way_is_pillow_on_truncated_bytes():
 def test_fitting_picture_passes_through_unchanged_when_mended():
     picture = gradient(24, 32)
     assert torch.equal(fit_covering(picture, 32, 24), picture)
+
+
+def test_to_rgb_lays_what_is_transparent_over_white():
+    picture = torch.tensor([[[1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.5], [0.2, 0.4, 0.6, 1.0]]])
+    expected = torch.tensor([[[1.0, 1.0, 1.0], [1.0, 0.5, 0.5], [0.2, 0.4, 0.6]]])
+    assert torch.equal(to_rgb(picture), expected)
+    assert torch.equal(to_rgb(torch.tensor([[[0.0, 0.25]]])), torch.full((1, 1, 3), 0.75))
+    assert torch.equal(to_rgb(picture[..., :3]), picture[..., :3])
+
+
+def test_first_frame_with_transparency_is_one_picture_for_both_doors(tmp_path):
+    Image.fromarray(np.array([[[200, 100, 0, 51], [0, 0, 0, 255]]], dtype=np.uint8), "RGBA").save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        rgba = torch.from_numpy(np.asarray(image).astype(np.float32) / 255)
+    assert (read_image(tmp_path / "a.png") - to_rgb(rgba)).abs().max() < 1e-6

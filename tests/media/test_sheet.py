@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fusionframes.ff_kernels.errors import InputError
-from fusionframes.ff_kernels.media.sheet import contact_sheet
+from fusionframes.ff_kernels.media.sheet import contact_sheet, sheet_size
 
 
 def smooth_clip(frames: int, height: int, width: int) -> torch.Tensor:
@@ -42,3 +42,12 @@ def test_contact_sheet_wrong_arguments_raise():
         contact_sheet(clip, None, [0.0, 1.0])
     with pytest.raises(InputError, match=r"12\.\.40 pixels, got 8"):
         contact_sheet(clip, label_px=8)
+
+
+def test_sheet_over_the_limit_is_refused_before_it_is_made():
+    assert sheet_size(5, 64, 64) == contact_sheet(torch.zeros(5, 64, 64, 3), times=[0.0] * 5).size
+    with pytest.raises(InputError, match=r"up to 134,217,728 pixels .* for 400 frames of 1024 x 1024"):
+        contact_sheet(torch.zeros(1, 1, 1, 3, dtype=torch.uint8).expand(400, 1024, 1024, 3))
+    with pytest.raises(InputError, match=r"sides up to 16,383"):
+        sheet_size(2, 100, 10_000, suffix=".webp")
+    assert sheet_size(2, 100, 10_000)[0] == 20_012

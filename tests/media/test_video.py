@@ -338,3 +338,15 @@ def test_mp4_of_the_same_frames_has_the_same_bytes_every_time(tmp_path):
     clip = smooth_clip(11, 64, 96)
     files = [video.write_frames(clip, tmp_path / f"{i}.mp4", 8)[0] for i in range(10)]
     assert len({file.read_bytes() for file in files}) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_link_as_output_is_followed_or_refused_before_any_work(tmp_path):
+    link = tmp_path / "latest.gif"
+    link.symlink_to(tmp_path / "far" / "clip.gif")
+    with pytest.raises(InputError, match=r"expected the folder '.*far' for 'latest.gif'"):
+        video.check_output(link)
+    (tmp_path / "far").mkdir()
+    assert video.write_frames(torch.zeros(2, 4, 4, 3), link, 10) == [link]
+    assert link.is_symlink()
+    assert os.listdir(tmp_path / "far") == ["clip.gif"]

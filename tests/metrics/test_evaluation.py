@@ -144,6 +144,7 @@ def test_command_prints_the_table_and_what_was_not_measured(sets, capsys):
     assert lines[0].startswith("3 clips of ")
     assert [line.split()[0] for line in lines[1:5]] == ["measure", "PSNR", "SSIM", "MSE"]
     assert sum(line.startswith("not measured: ") for line in lines) == 3
+    assert lines[-1] == "networks are given by --lpips, --i3d, --inception"
 
 
 def test_command_with_networks_prints_json_and_writes_the_plot(sets, archives, tmp_path, capsys):
@@ -168,7 +169,7 @@ def test_command_compares_two_videos_and_reports_equal_ones(tmp_path, capsys):
 
 WRONG = {
     "reference": (["absent", "made"], "found nothing"),
-    "names": (["true", "other"], "rename, complete or use --unpaired"),
+    "names": (["true", "other"], r"compare without pairs \(--unpaired\)"),
     "lpips": (["true", "made", "--lpips", "absent.pt"], r"absent\.pt"),
     "i3d": (["true", "made", "--i3d", "i3d.safetensors"], "found none"),
     "plot": (["true", "made", "--plot", "curves.txt"], r"plot that ends .*curves\.txt"),

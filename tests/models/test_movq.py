@@ -10,7 +10,7 @@ from torch import nn
 from fusionframes.ff_kernels.errors import ShapeError
 from fusionframes.ff_kernels.models import configs
 from fusionframes.ff_kernels.models.movq import MoVQ, SpatialNorm
-from fusionframes.ff_kernels.verify.checks import fill_weights
+from fusionframes.ff_kernels.verify.cases import fill_weights
 
 # Paper table 3 and the flags that give each row; parameters counted on the authors' class.
 TABLE = {
@@ -100,3 +100,9 @@ def test_layers_of_a_host_are_called_for_the_maps():
     norms = [module for module in hosted.decoder.modules() if isinstance(module, SpatialNorm)]
     assert norms
     assert all(norm.conv_y in HostConv.called and norm.conv_b in HostConv.called for norm in norms)
+
+
+@pytest.mark.parametrize("size", [(0, 8), (8, 0), (1, 1), (8, 5)])
+def test_encode_refuses_a_picture_without_a_whole_latent_position(size):
+    with pytest.raises(ShapeError, match="positive multiples of"):
+        MoVQ(MOVQ).encode(torch.zeros(1, 3, *size))

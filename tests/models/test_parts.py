@@ -51,7 +51,7 @@ def test_network_in_parts_equals_the_whole(config, per_row, folds, size, small_p
     extra = {"noise_level": 20, "motion_score": 10} if config.family == "1.1" else {}
     positions = keyframe_positions(config.family, frames)
     conditions = network.prepare(
-        *texts, torch.tensor([40]), positions=positions, num_frames=frames, frames_per_row=per_row, **extra
+        *texts, torch.tensor([40]), positions=positions, keyframes=frames, frames_per_row=per_row, **extra
     )
     x, counts = draw(2 * frames, config.num_channels, 4, 6), []
     whole = network(x, conditions)

@@ -10,7 +10,7 @@ from fusionframes.ff_kernels.models.text_encoder import (
     project_context,
     relative_buckets,
 )
-from fusionframes.ff_kernels.verify.checks import fill_weights
+from fusionframes.ff_kernels.verify.cases import fill_weights
 
 
 def encode(lengths, size):

@@ -39,7 +39,7 @@ def prepare(network, rows, per_row, timesteps):
         return network.prepare(*texts, timesteps, num_gaps=FRAMES, gaps_per_row=per_row, skip_frames=3, merge=merge)
     extra = {"noise_level": 20, "motion_score": 10} if config.family == "1.1" else {}
     positions = keyframe_positions(config.family, FRAMES)
-    return network.prepare(*texts, timesteps, positions=positions, num_frames=FRAMES, frames_per_row=per_row, **extra)
+    return network.prepare(*texts, timesteps, positions=positions, keyframes=FRAMES, frames_per_row=per_row, **extra)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
@@ -121,7 +121,7 @@ def test_video_layer_is_used_for_a_clip_of_two_samples():
     network = unet(KEYFRAME_V11)
     texts = tuple(t[:1] for t in context(1))
     conditions = network.prepare(
-        *texts, torch.tensor([40]), positions=torch.arange(2), num_frames=2, noise_level=20, motion_score=10
+        *texts, torch.tensor([40]), positions=torch.arange(2), keyframes=2, noise_level=20, motion_score=10
     )
     x = draw(2, 9, 4, 4)
     out = network(x, conditions)

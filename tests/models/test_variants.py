@@ -35,7 +35,7 @@ def prepared(network, rows=2):
     config = network.config
     extra = {"noise_level": 20, "motion_score": 10} if config.family == "1.1" else {}
     positions = keyframe_positions(config.family, FRAMES)
-    return network.prepare(*context(rows), torch.tensor([40]), positions=positions, num_frames=FRAMES, **extra)
+    return network.prepare(*context(rows), torch.tensor([40]), positions=positions, keyframes=FRAMES, **extra)
 
 
 def first(network, kind):
@@ -81,7 +81,7 @@ def test_every_variant_folds_to_the_same_function(variant):
     network = network_of(variant).double()
     x = draw(2 * FRAMES, 4, 4, 8).double()
     texts = (context(2)[0].double(), context(2)[1])
-    told = {"positions": keyframe_positions("1.0", FRAMES), "num_frames": FRAMES}
+    told = {"positions": keyframe_positions("1.0", FRAMES), "keyframes": FRAMES}
     expected = network(x, network.prepare(*texts, torch.tensor([40]), **told))
     fold(network)
     assert relative(network(x, network.prepare(*texts, torch.tensor([40]), **told)), expected) < 1e-6
@@ -142,7 +142,7 @@ def test_volume_block_equals_conv3d_between_linear_layers_in_float64():
     block = first(network, temporal_blocks.TemporalResNetBlock)
     conditions = network.prepare(
         context(2)[0].double(), context(2)[1], torch.tensor([40]), positions=keyframe_positions("1.0", FRAMES),
-        num_frames=FRAMES,
+        keyframes=FRAMES,
     )  # fmt: skip
     step = Step(conditions, 0)
     convs = [conv for _, _, conv in block.temporal_resnet_blocks]
@@ -164,7 +164,7 @@ def test_mixed_convolution_is_a_convolution_over_time_behind_every_spatial_one()
     network.double()
     conditions = network.prepare(
         context(1)[0].double(), context(1)[1], torch.tensor([40]), positions=keyframe_positions("1.0", FRAMES),
-        num_frames=FRAMES,
+        keyframes=FRAMES,
     )  # fmt: skip
     step = Step(conditions, 0)
     x = draw(FRAMES, block.projection.in_channels, 4, 4).double()

@@ -1,80 +1,55 @@
 """Compile every kernel for real devices, which needs none: the interpreter accepts more than the compiler does."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from fusionframes.ff_kernels.ops.registry import unavailable
 
-# Runs without the interpreter and records each launch as signature and constants instead of launching it.
-PROGRAM = """
-import sys
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from fusionframes.ff_kernels.ops.triton import attention, linear, norm, step
-
-POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
-
-def compiled(kernel, programs, *args, num_warps=4, num_stages=3, enable_fp_fusion=True, **constants):
-    signature, known, hints = {}, {}, {}
-    for i, (name, value) in enumerate(zip(kernel.arg_names, [*args, *[None] * len(constants)])):
-        if name in constants:
-            signature[name], known[i,] = "constexpr", constants[name]
-        elif isinstance(value, int) and value == 1:
-            signature[name], known[i,] = "constexpr", 1
-        else:
-            is_tensor = isinstance(value, torch.Tensor)
-            signature[name] = POINTERS[value.dtype] if is_tensor else "i32" if isinstance(value, int) else "fp32"
-            if is_tensor or (isinstance(value, int) and value % 16 == 0):
-                hints[i,] = [["tt.divisibility", 16]]
-    options = dict(num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=enable_fp_fusion)
-    source = ASTSource(kernel, signature, known, hints)
-    result = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
-    assert result.metadata.shared <= 99 * 1024, "more shared memory than a consumer card has"
-    wide = "ld.global.v4" in result.asm["ptx"] or "cp.async.cg" in result.asm["ptx"]
-    print(kernel.__name__, "wide" if wide else "narrow")
-
-for module in (attention, linear, norm, step):
-    module.launch = compiled
-
-def pictures(*shape):
-    return torch.zeros(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
-
-for dtype in (getattr(torch, name) for name in sys.argv[2:]):
-    for shape in ((2, 192, 64, 64), (2, 1536, 8, 8), (1, 32, 1, 1)):
-        norm.group_norm_mod(pictures(*shape), torch.zeros(1, 2 * shape[1]), 32, False, True, 1e-5)
-    vector, matrix = torch.zeros(128, dtype=dtype), torch.zeros(128, 4, dtype=dtype)
-    maps = (pictures(1, 4, 4, 4), matrix, vector, matrix, vector, vector, vector)
-    norm.spatial_norm_act(pictures(1, 128, 64, 64), *maps, 32, True, 1e-6)
-    norm.spatial_norm_act(pictures(2, 128, 4, 4), *maps, 32, False, 1e-6)
-    attention.attend_over_time(*torch.zeros(2, 15, 16, 3 * 128, dtype=dtype).chunk(3, -1), 2)
-    attention.attend_over_time(*torch.zeros(3, 1, 1, 16, 16, dtype=dtype), 1)
-    x, weight = torch.zeros(256, 192, dtype=dtype), torch.zeros(192, 192, dtype=dtype)
-    linear.linear(x, weight, weight[0], x, True)
-    linear.linear(x, torch.zeros(256, 192, dtype=dtype), None, None, False)
-    x = torch.zeros(1, 4, 64, 64)
-    for predicted in ("eps", "v", "denoised"):
-        predictions = torch.zeros(2, 4, 64, 64, dtype=dtype)
-        step.sample_step(predictions, x, x, torch.zeros(5), [2.0, -1.0], predicted, "quantile", 0.98)
-        step.sample_step(predictions, x, None, torch.zeros(5), [2.0, -1.0], predicted, "range", 0.98)
-"""
+PROGRAM = Path(__file__).parents[1] / "support" / "compiling.py"
+# KiB that a program may share: 7.5 is Turing, 8.0 an A100, 8.6 a 3090, 8.9 a 4090, 9.0 an H100 or H200, 10.0 a B200,
+# 12.0 a 5090; gfx90a an MI200, gfx942 an MI300, gfx1100 a 7900.
+SHARED_KIB = {"sm_75": 64, "sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99,
+              "gfx90a": 64, "gfx942": 64, "gfx1100": 64}  # fmt: skip
+# For one card every variant of every kernel is compiled, for the others one of each. Turing has no bfloat16; float32
+# takes part where registers are few.
+JOBS = [(card, "bfloat16" if card in ("sm_80", "sm_90", "sm_100", "gfx942") else "float16", card == "sm_89")
+        for card in SHARED_KIB]  # fmt: skip
+JOBS += [(card, "float32", False) for card in ("sm_89", "gfx1100")]
 KERNELS = {"_statistics_kernel", "_modulate_kernel", "_spatial_kernel", "_attention_kernel", "_linear_kernel"}
 KERNELS |= {"_step_kernel", "_quantile_step_kernel"}
 
 
-# 8.9 is a 4090, 9.0 an H100 or H200.
-@pytest.mark.parametrize(("capability", "dtypes"), [("89", ["float16", "float32"]), ("90", ["bfloat16"])])
-def test_every_kernel_compiles_and_reads_sixteen_bytes_at_a_time(capability, dtypes, tmp_path):
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """What the compilers made of the kernels, by card."""
     reason = unavailable("triton")
     if reason:
         pytest.skip(f"triton: {reason}")
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", PROGRAM, capability, *dtypes]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert {name for name, _ in lines} == KERNELS
-    assert {name for name, width in lines if width == "wide"} == KERNELS
+    folder = tmp_path_factory.mktemp("compiled")
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [
+        subprocess.Popen([sys.executable, str(PROGRAM), json.dumps(jobs)], env=environment, cwd=folder, **pipes)
+        for jobs in (JOBS[::2], JOBS[1::2])
+    ]
+    lines = []
+    for process in started:
+        out, error = process.communicate()
+        assert process.returncode == 0, error
+        lines += out.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("card", SHARED_KIB)
+def test_every_kernel_fits_the_card_and_reads_sixteen_bytes_at_a_time(card, reports):
+    made = [report for report in reports if report["card"] == card]
+    # Products are refused for Turing.
+    assert {report["kernel"] for report in made} == KERNELS - ({"_linear_kernel"} if card == "sm_75" else set())
+    assert [report for report in made if report["spills"]] == []
+    assert [report for report in made if report["shared"] > SHARED_KIB[card] * 1024] == []
+    assert {report["kernel"] for report in made if report["wide"]} == {report["kernel"] for report in made}

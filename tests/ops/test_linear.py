@@ -1,3 +1,5 @@
+import importlib
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -98,3 +100,22 @@ def test_linear_passes_opcheck(backend):
         torch.library.opcheck(
             _linear._op, (*layer((2, 9, 40), 24, torch.float32, "cpu", False, False), True), test_utils=utils
         )
+
+
+@pytest.fixture
+def kernels(triton_backend):
+    return importlib.import_module("fusionframes.ff_kernels.ops.triton.linear")
+
+
+@pytest.mark.parametrize(("card", "refuses"), [("sm_75", True), ("sm_80", False), ("gfx1100", False), ("", False)])
+def test_kernel_refuses_turing_in_words(card, refuses, kernels, device, monkeypatch):
+    monkeypatch.setattr(kernels, "architecture", lambda x: card)
+    why = refusals(_linear, "triton", (*layer((128, 16), 16, torch.float16, device), True))
+    assert any("no Turing (sm_75)" in reason for reason in why) is refuses
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_tiles_for_few_registers_multiply_as_the_formula(dtype, kernels, device, monkeypatch):
+    monkeypatch.setattr(kernels, "architecture", lambda x: "gfx1100")
+    assert kernels.tile_of("gfx1100", 128, dtype.itemsize) != kernels.tile_of("sm_89", 128, dtype.itemsize)
+    check(*layer((130, 40), 128, dtype, device), True)

@@ -28,10 +28,10 @@ def limited(x, ratio):
 
 @dtypes
 @pytest.mark.parametrize("branches", WEIGHTS)
-@pytest.mark.parametrize("clip", ["quantile", "range", "none"])
+@pytest.mark.parametrize("threshold", ["quantile", "range", "none"])
 @pytest.mark.parametrize("predicted", ["eps", "v", "denoised"])
-def test_step_is_as_exact_as_the_formula(predicted, clip, branches, dtype, device, triton_backend):
-    args = (*inputs((2, 4, 5, 7), branches, dtype, device), WEIGHTS[branches], predicted, clip, 0.98)
+def test_step_is_as_exact_as_the_formula(predicted, threshold, branches, dtype, device, triton_backend):
+    args = (*inputs((2, 4, 5, 7), branches, dtype, device), WEIGHTS[branches], predicted, threshold, 0.98)
     exact = _sample_step.formula(*(a.double() if isinstance(a, torch.Tensor) else a for a in args))
     for got, formula, truth in zip(_sample_step(*args), _sample_step.formula(*args), exact, strict=True):
         assert_as_good_as_formula(got, formula, truth)
@@ -39,20 +39,20 @@ def test_step_is_as_exact_as_the_formula(predicted, clip, branches, dtype, devic
         assert torch.equal(got, formula)
 
 
-@pytest.mark.parametrize("clip", ["quantile", "none"])
-def test_step_without_noise_equals_the_formula(clip, device, triton_backend):
+@pytest.mark.parametrize("threshold", ["quantile", "none"])
+def test_step_without_noise_equals_the_formula(threshold, device, triton_backend):
     predictions, x, _, coefficients = inputs((3, 4, 3, 3), 2, torch.float16, device)
-    args = (predictions, x, None, coefficients, WEIGHTS[2], "eps", clip, 0.98)
+    args = (predictions, x, None, coefficients, WEIGHTS[2], "eps", threshold, 0.98)
     assert all(torch.equal(*pair) for pair in zip(_sample_step(*args), _sample_step.formula(*args), strict=True))
 
 
-@pytest.mark.parametrize("clip", ["quantile", "range"])
-def test_predictions_may_lie_otherwise_than_the_samples(clip, device, triton_backend):
+@pytest.mark.parametrize("threshold", ["quantile", "range"])
+def test_predictions_may_lie_otherwise_than_the_samples(threshold, device, triton_backend):
     predictions, x, noise, coefficients = inputs((2, 4, 5, 7), 2, torch.float16, device)
     last = predictions.contiguous(memory_format=torch.channels_last)
     samples_last = x.contiguous(memory_format=torch.channels_last)
     for p, sample in ((last, x), (predictions, samples_last), (last, samples_last)):
-        args = (p, sample, noise, coefficients, WEIGHTS[2], "v", clip, 0.98)
+        args = (p, sample, noise, coefficients, WEIGHTS[2], "v", threshold, 0.98)
         for got, formula in zip(_sample_step(*args), _sample_step.formula(*args), strict=True):
             assert torch.equal(got, formula)
             assert got.stride() == sample.stride()
@@ -86,10 +86,10 @@ def test_quantile_limit_of_any_sample_equals_that_of_torch(device, triton_backen
     assert torch.equal(got, formula)
 
 
-@pytest.mark.parametrize("clip", ["quantile", "range", "none"])
-def test_not_a_number_stays_one_and_only_in_its_sample(clip, device, triton_backend):
+@pytest.mark.parametrize("threshold", ["quantile", "range", "none"])
+def test_not_a_number_stays_one_and_only_in_its_sample(threshold, device, triton_backend):
     x = torch.tensor([[1.0, float("nan"), 3.0], [1.0, 2.0, 3.0]], device=device)
-    args = (x, x, None, torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0], device=device), [1.0], "denoised", clip, 0.5)
+    args = (x, x, None, torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0], device=device), [1.0], "denoised", threshold, 0.5)
     for got, formula in zip(_sample_step(*args), _sample_step.formula(*args), strict=True):
         assert torch.equal(got.isnan(), formula.isnan())
         assert torch.equal(got[1], formula[1])
@@ -102,7 +102,7 @@ def test_forced_kernel_names_what_it_needs(device, triton_backend):
         sample_step(predictions, x, noise, coefficients.half(), weights=(2.0, -1.0))
     large = torch.empty(1, 12 * 128 * 128 + 1, device=device)
     with pytest.raises(NoBackendError, match=r"at most 196608 elements: take"):
-        sample_step(large, large, None, coefficients, clip="quantile")
+        sample_step(large, large, None, coefficients, threshold="quantile")
 
 
 def test_sample_step_passes_opcheck():

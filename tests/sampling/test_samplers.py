@@ -4,12 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny import draw
 
-from fusionframes.ff_kernels.ops.eager.step import clip_to_quantile, mix_branches
+from fusionframes.ff_kernels.ops import clip_to_quantile, mix_branches
 from fusionframes.ff_kernels.ops.step import THRESHOLD_V10
 from fusionframes.ff_kernels.sampling.guidance import in_turn, text_image_weights, text_weights
 from fusionframes.ff_kernels.sampling.noise import SeededNoise
-from fusionframes.ff_kernels.sampling.samplers import Stopped, add_noise, sample_ddpm
-from fusionframes.ff_kernels.sampling.schedule import make_schedule_v10, make_schedule_v11
+from fusionframes.ff_kernels.sampling.samplers import Stopped, add_noise, sample_latents
+from fusionframes.ff_kernels.sampling.schedule import alphas_cumprod_v11, make_schedule_v10, make_schedule_v11
 
 TARGET = draw(3, 4, 2, 2, seed=9).clamp(-1, 1)
 
@@ -18,7 +18,7 @@ def oracle(schedule, is_v):
     """A network that knows the clean sample."""
 
     def predict(x, step):
-        signal, noise = schedule.signal[step], schedule.noise[step]
+        signal, noise = schedule.coefficients.signal[step], schedule.coefficients.noise[step]
         eps = (x - signal * TARGET) / noise
         return signal * eps - noise * TARGET if is_v else eps
 
@@ -35,8 +35,8 @@ def oracle(schedule, is_v):
     ],
     ids=["v10_eps", "v10_v", "v11_eps", "v11_v"],
 )
-def test_sample_ddpm_with_a_perfect_network_ends_at_the_sample(schedule, is_v):
-    out = sample_ddpm(
+def test_sample_latents_with_a_perfect_network_ends_at_the_sample(schedule, is_v):
+    out = sample_latents(
         oracle(schedule, is_v),
         draw(*TARGET.shape),
         schedule,
@@ -46,12 +46,12 @@ def test_sample_ddpm_with_a_perfect_network_ends_at_the_sample(schedule, is_v):
     assert torch.allclose(out, TARGET, atol=2e-3)
 
 
-def test_sample_ddpm_callback_sees_every_step_and_stops():
+def test_sample_latents_callback_sees_every_step_and_stops():
     schedule, seen = make_schedule_v10(6), []
 
     def run(stop_at):
         seen.clear()
-        return sample_ddpm(
+        return sample_latents(
             oracle(schedule, False),
             draw(*TARGET.shape),
             schedule,
@@ -100,8 +100,7 @@ def test_seeded_noise_uneven_share_is_refused():
 
 
 def test_add_noise_is_the_forward_process():
-    schedule = make_schedule_v11(50, "leading")
-    noised = add_noise(torch.ones(1000), draw(1000), schedule, 20)
+    noised = add_noise(torch.ones(1000), draw(1000), alphas_cumprod_v11(), 20)
     assert noised.mean().item() == pytest.approx(0.9981142282**0.5, abs=0.01)
 
 
@@ -123,12 +122,29 @@ def test_text_image_weights_sum_to_one(scale, image):
     assert torch.equal(mix(text_image_weights(1.0, 1.0), x, -x, 5 * x), x)
 
 
-def test_sample_ddpm_stacked_branches_and_branches_in_turn_agree():
+def test_sample_latents_stacked_branches_and_branches_in_turn_agree():
     schedule = make_schedule_v10(4)
     parts = [lambda x, step: 0.1 * x + step, lambda x, step: 0.2 * x]
     stacked = lambda x, step: torch.cat([part(x, step) for part in parts])  # noqa: E731
     runs = [
-        sample_ddpm(predict, draw(4, 2), schedule, SeededNoise([0]), weights=text_weights(3.0))
+        sample_latents(predict, draw(4, 2), schedule, SeededNoise([0]), weights=text_weights(3.0))
         for predict in (stacked, in_turn(parts))
     ]
     assert torch.equal(*runs)
+
+
+def test_sample_latents_takes_other_weights_and_branches_at_every_step():
+    schedule = make_schedule_v10(3)
+    each = [(1.0,), text_weights(3.0), (1.0,)]
+    parts = [lambda x: 0.1 * x, lambda x: 0.3 * x]
+
+    def predict(x, step):
+        return torch.cat([part(x) for part in parts[: len(each[step])]])
+
+    def mixed(x, step):
+        predictions = predict(x, step).chunk(len(each[step]))
+        return sum(weight * part for weight, part in zip(each[step], predictions, strict=True))
+
+    start = draw(4, 2)
+    out = sample_latents(predict, start, schedule, SeededNoise([0]), weights=each)
+    assert torch.allclose(out, sample_latents(mixed, start, schedule, SeededNoise([0])), atol=1e-6)

@@ -4,9 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusionframes.ff_kernels.errors import InputError
+from fusionframes.ff_kernels.sampling.noise import SeededNoise
+from fusionframes.ff_kernels.sampling.samplers import sample_ddpm
 from fusionframes.ff_kernels.sampling.schedule import (
     TRAIN_STEPS,
+    alphas_cumprod_v11,
     cosine_betas,
+    make_schedule_from_sigmas,
     make_schedule_v10,
     make_schedule_v11,
     posterior_tables_v10,
@@ -25,12 +29,13 @@ RELEASE_V10 = [
 def test_schedule_v10_has_the_released_values(row):
     step, told, bar, x0_gain, x_gain, log_variance = row
     schedule, place = make_schedule_v10(50), 49 - step
+    gains = schedule.coefficients
     assert schedule.timesteps[place] == told
     values = [
-        schedule.signal[place] ** 2,
-        schedule.x0_gain[place],
-        schedule.x_gain[place],
-        2 * schedule.noise_gain[place].log(),
+        gains.signal[place] ** 2,
+        gains.x0_gain[place],
+        gains.x_gain[place],
+        2 * gains.noise_gain[place].log(),
     ]
     # The last entries come from 1 - beta in float32, hence the wider bound there.
     assert [v.item() for v in values] == pytest.approx([bar, x0_gain, x_gain, log_variance], rel=2e-3)
@@ -40,7 +45,7 @@ def test_schedule_v10_has_the_released_values(row):
     ("timestep", "bar"), [(0, 0.9999588728), (20, 0.9981142282), (480, 0.5234284401), (980, 0.0008737005), (999, 0.0)]
 )
 def test_schedule_v11_has_the_released_values(timestep, bar):
-    assert make_schedule_v11(50, "leading").alphas_cumprod[timestep].item() == pytest.approx(bar, rel=1e-4, abs=1e-9)
+    assert alphas_cumprod_v11()[timestep].item() == pytest.approx(bar, rel=1e-4, abs=1e-9)
 
 
 @settings(max_examples=30, deadline=None)
@@ -49,9 +54,10 @@ def test_schedule_v10_told_timesteps_follow_the_release(steps):
     schedule = make_schedule_v10(steps)
     assert schedule.timesteps.tolist() == [i * (TRAIN_STEPS // steps) for i in reversed(range(steps))]
     assert len(schedule) == steps
-    assert schedule.noise_gain[-1] == 0
-    assert (schedule.signal.diff() > 0).all()
-    assert torch.allclose(schedule.signal**2 + schedule.noise**2, torch.ones(steps), atol=1e-6)
+    gains = schedule.coefficients
+    assert gains.noise_gain[-1] == 0
+    assert (gains.signal.diff() > 0).all()
+    assert torch.allclose(gains.signal**2 + gains.noise**2, torch.ones(steps), atol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -59,8 +65,9 @@ def test_schedule_v10_told_timesteps_follow_the_release(steps):
 def test_step_keeps_a_clean_trajectory_on_the_schedule(steps, kind):
     # With the true x0 and eps the posterior mean must carry the next level's share of x0 (its coefficients are exact).
     schedule = make_schedule_v10(steps) if kind == "v10" else make_schedule_v11(steps, kind)
-    signal = torch.cat([schedule.signal, torch.ones(1)]).double()
-    carried = schedule.x0_gain.double() + schedule.x_gain.double() * schedule.signal.double()
+    gains = schedule.coefficients
+    signal = torch.cat([gains.signal, torch.ones(1)]).double()
+    carried = gains.x0_gain.double() + gains.x_gain.double() * gains.signal.double()
     assert torch.allclose(carried, signal[1:], atol=2e-4)
 
 
@@ -102,3 +109,13 @@ def test_make_schedule_step_count_out_of_range_is_named(steps):
 def test_make_schedule_v11_unknown_spacing_is_named():
     with pytest.raises(InputError, match="linspace"):
         make_schedule_v11(10, "linspace")
+
+
+def test_schedule_of_one_sigma_has_no_step_and_sampling_returns_its_start():
+    schedule = make_schedule_from_sigmas(torch.tensor([7.0]))
+    assert len(schedule) == 0
+    x = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    out = sample_ddpm(lambda x, step: pytest.fail("a step ran"), x, schedule, SeededNoise([1, 2]))
+    assert torch.equal(out, x)
+    with pytest.raises(InputError, match="one or more sigmas"):
+        make_schedule_from_sigmas(torch.tensor([]))

@@ -8,7 +8,7 @@ from fusionframes.ff_kernels.errors import InputError
 from fusionframes.ff_kernels.models.movq import MoVQ
 from fusionframes.ff_kernels.sampling.samplers import Stopped
 from fusionframes.ff_kernels.stages.decoding import chunk_sizes, decode
-from fusionframes.ff_kernels.verify.checks import fill_weights
+from fusionframes.ff_kernels.verify.cases import fill_weights
 
 
 @given(st.integers(4, 400))

@@ -12,7 +12,7 @@ from fusionframes.ff_kernels.checkpoints.detection import Kind
 from fusionframes.ff_kernels.demo.steps import train_tokenizer
 from fusionframes.ff_kernels.models.movq import MoVQ
 from fusionframes.ff_kernels.models.text_encoder import TextEncoder, TextProjection
-from fusionframes.ff_kernels.verify.checks import fill_weights
+from fusionframes.ff_kernels.verify.cases import fill_weights
 
 from . import tiny
 

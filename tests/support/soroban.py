@@ -9,8 +9,8 @@
 - every byte that is alive on it is counted.
 
 Torch's own operations run by their CPU kernels underneath, so that results differ from the CPU's by the rounding of
-our kernels there alone. Because it is made of Python, ``torch.as_tensor(numbers, device="soroban")`` and printing a
-tensor fail inside torch.
+our kernels there alone. Because it is made of Python, ``torch.as_tensor(numbers, device="soroban")`` fails
+inside torch.
 """
 
 import weakref
@@ -27,7 +27,8 @@ ABSENT = {torch.float64, torch.complex128}
 # Namespaces of torch itself, whose operations every device brings its own kernels for.
 _OF_TORCH = {"aten", "prim", "prims"}
 # They move numbers between devices, or take places from the CPU.
-_MAY_MEET = ("aten::copy_", "aten::_to_copy", "aten::index", "aten::_index_put", "aten::_foreach_copy_")
+_MAY_MEET = ("aten::copy_", "aten::_to_copy", "aten::index", "aten::_index_put", "aten::_foreach_copy_",
+             "aten::_has_compatible_shallow_copy_type")  # fmt: skip
 # They answer with a number, or with a tensor that is the host's.
 _ANSWERS = ("aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "aten::item")
 
@@ -74,13 +75,36 @@ class SorobanTensor(Tensor):
         """Put a CPU tensor on the device."""
         if held.dtype in ABSENT:
             raise TypeError(f"the device {NAME} has no {held.dtype}")
-        out = torch.Tensor._make_wrapper_subclass(
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
-            device=f"{NAME}:0",
-        )  # fmt: skip
+        # Views of a tensor from outside of the inference mode are no inference tensors, inside of it either.
+        with torch.inference_mode(held.is_inference()):
+            out = torch.Tensor._make_wrapper_subclass(
+                cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
+                device=f"{NAME}:0",
+            )  # fmt: skip
         out.held, out.storage_of_held = held, held.untyped_storage()
         LEDGER.enter(out.storage_of_held)
         return out
+
+    def tolist(self) -> Any:
+        """Return the numbers; torch's own reads memory that a device made of Python has not."""
+        return self.held.tolist()
+
+    def new_tensor(self, data: Any, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+        """Make a tensor of numbers beside this one; torch's own does not call Python."""
+        return torch.tensor(data, dtype=dtype or self.dtype).to(self.device)
+
+    def __repr__(self) -> str:
+        """Show the numbers, which torch would do in float64."""
+        return f"{self.held} on {NAME}"
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        """Let torch exchange parameters of this class whole: giving them new data would leave the numbers behind."""
+        return ["held"], None
+
+    @staticmethod
+    def __tensor_unflatten__(parts: Mapping[str, Tensor], *_: object) -> "SorobanTensor":
+        """Undo ``__tensor_flatten__``."""
+        return SorobanTensor(parts["held"])
 
     @classmethod
     def __torch_dispatch__(
@@ -166,6 +190,12 @@ class _Module:
 
     def manual_seed_all(self, seed: int) -> None:
         pass
+
+    def get_rng_state(self, device: Any = None) -> Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: Tensor, device: Any = None) -> None:
+        torch.set_rng_state(state)
 
     def synchronize(self, device: Any = None) -> None:
         pass

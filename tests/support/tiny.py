@@ -6,10 +6,8 @@ import torch
 from torch import nn
 
 from fusionframes.ff_kernels.models.configs import MoVQConfig, TextConfig, UNetConfig
-from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
-from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet
-from fusionframes.ff_kernels.models.masked_unet import MaskedUNet
-from fusionframes.ff_kernels.verify.checks import fill_weights
+from fusionframes.ff_kernels.models.unets import UNETS
+from fusionframes.ff_kernels.verify.cases import fill_weights
 
 CONTEXT = 24
 SIZES = {
@@ -28,8 +26,7 @@ TEXT = TextConfig(vocab_size=160, d_model=32, d_kv=8, d_ff=48, num_layers=2, num
 
 
 def unet(config: UNetConfig, seed: int = 0, **options) -> nn.Module:
-    networks = {"keyframe": KeyframeUNet, "interpolation": InterpolationUNet, "masked": MaskedUNet}
-    return fill_weights(networks[config.stage](config, **options), seed)
+    return fill_weights(UNETS[config.stage](config, **options), seed)
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -12,7 +12,7 @@ from fusionframes.ff_kernels.checkpoints.loading import build_network
 from fusionframes.ff_kernels.models.configs import MoVQConfig, TextConfig
 from fusionframes.ff_kernels.models.keyframe_unet import keyframe_positions
 from fusionframes.ff_kernels.models.text_encoder import TextProjection
-from fusionframes.ff_kernels.verify.checks import fill_weights
+from fusionframes.ff_kernels.verify.cases import fill_weights
 from support import tiny
 
 OVERRIDES = {"head_dim": 16, "groups": 8}
@@ -96,7 +96,7 @@ def run(network: nn.Module) -> Tensor:
         samples = conditions.samples
     else:
         extra = {"noise_level": 20, "motion_score": 10} if config.family == "1.1" else {}
-        conditions = network.prepare(*texts, positions=keyframe_positions(config.family, 2), num_frames=2, **extra)
+        conditions = network.prepare(*texts, positions=keyframe_positions(config.family, 2), keyframes=2, **extra)
     return network(tiny.draw(samples, config.num_channels, 4, 4), conditions)
 
 

@@ -159,9 +159,9 @@ def test_blocks_that_run_again_give_the_same_gradients_and_keep_less(case):
 
 def test_frozen_conditions_are_prepared_without_a_gradient():
     objective = KeyframeTuning(tiny.unet(tiny.KEYFRAME_V10), NULL)
-    frozen = objective.requires_grad_(False).prepared(*text(), TIMESTEP[None], positions=torch.arange(T), num_frames=T)
+    frozen = objective.requires_grad_(False).prepared(*text(), TIMESTEP[None], positions=torch.arange(T), keyframes=T)
     assert not any(table.requires_grad for table in frozen.modulations if table is not None)
-    trained = objective.requires_grad_(True).prepared(*text(), TIMESTEP[None], positions=torch.arange(T), num_frames=T)
+    trained = objective.requires_grad_(True).prepared(*text(), TIMESTEP[None], positions=torch.arange(T), keyframes=T)
     assert any(table.requires_grad for table in trained.modulations if table is not None)
 
 

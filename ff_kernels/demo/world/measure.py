@@ -130,6 +130,45 @@ def measure_clip(frames: Tensor) -> Measurement:
     )
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How close a clip comes to the scene that was asked for.
+
+    Attributes:
+        right: whether each attribute is read back as asked, and "all".
+        shape_iou: overlap with the shape that was asked for, mean over frames, 0..1.
+        color_rmse: of the object's and the background's colour from those asked for, 0..255.
+        centre_px: x and y of the object, mean over frames; None where none was found.
+    """
+
+    right: dict[str, bool]
+    shape_iou: float
+    color_rmse: float
+    centre_px: tuple[float, float] | None
+
+
+def compare_clip(frames: Tensor, expected: Scene) -> Agreement:
+    """Grade a clip against the scene it was asked to show; arguments and errors as in ``measure_clip``."""
+    found = measure_clip(frames)
+    pixels = frames.detach().float().cpu().clamp(0.0, 1.0).permute(0, 2, 3, 1)  # [F, 64, 64, 3]
+    seen = torch.tensor([found.color_rgb, found.background_rgb])
+    coverage = _object_coverage(pixels, seen[1], seen[0])
+    areas, centroids = _moments(coverage)
+    is_visible = areas >= _MIN_AREA_PX
+    asked = torch.tensor([COLORS[expected.color], BACKGROUNDS[expected.background]])
+    coverage, areas, centroids = coverage[is_visible], areas[is_visible], centroids[is_visible]
+    iou = found.shape_iou if found.scene.shape == expected.shape else 0.0
+    if len(areas) and found.scene.shape != expected.shape:
+        chosen = _chosen_frames(len(areas))
+        iou = _best_iou(expected.shape, coverage[chosen], areas[chosen], centroids[chosen])
+    return Agreement(
+        right=score(expected, found.scene),
+        shape_iou=iou,
+        color_rmse=255 * (seen - asked).square().mean().sqrt().item(),
+        centre_px=tuple(centroids.mean(0).tolist()) if len(areas) else None,
+    )
+
+
 def score(expected: Scene, measured: Scene) -> dict[str, bool]:
     """Which attributes agree: one entry per attribute, and ``"all"``."""
     verdict = {name: getattr(expected, name) == getattr(measured, name) for name in ATTRIBUTES}
@@ -185,10 +224,14 @@ def _moments(coverage: Tensor) -> tuple[Tensor, Tensor]:
 def _fit_shape(coverage: Tensor, areas: Tensor, centroids: Tensor) -> tuple[str, float]:
     if not len(areas):
         return SHAPES[0], 0.0
-    chosen = torch.linspace(0, len(areas) - 1, min(_SHAPE_FRAMES, len(areas))).round().long()
+    chosen = _chosen_frames(len(areas))
     ious = {shape: _best_iou(shape, coverage[chosen], areas[chosen], centroids[chosen]) for shape in SHAPES}
     best = max(ious, key=lambda shape: ious[shape])
     return best, ious[best]
+
+
+def _chosen_frames(count: int) -> Tensor:
+    return torch.linspace(0, count - 1, min(_SHAPE_FRAMES, count)).round().long()
 
 
 def _best_iou(shape: str, coverage: Tensor, areas: Tensor, centroids: Tensor) -> float:

@@ -1,9 +1,35 @@
 """One step of the sampler after the network has spoken: guidance, estimate, clipping, posterior, noise."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Coefficients(NamedTuple):
+    """What one step is made of, or with ``[S]`` columns every step of a run.
+
+    With x the noisy sample, D its x0 estimate and z normal noise: ``x = signal * x0 + noise * eps`` holds before the
+    step, and the step is ``x' = x0_gain * D + x_gain * x + noise_gain * z``.
+
+    Attributes:
+        signal: share of the clean sample, 0..1.
+        noise: share of the noise, 0..1.
+        x0_gain: gain of the estimate.
+        x_gain: gain of the noisy sample.
+        noise_gain: standard deviation of the fresh noise.
+    """
+
+    signal: Tensor
+    noise: Tensor
+    x0_gain: Tensor
+    x_gain: Tensor
+    noise_gain: Tensor
+
+    def rows(self) -> Tensor:
+        """Return ``[S, 5]``: what ``sample_step`` takes, a row per step."""
+        return torch.stack(tuple(self), dim=1)
 
 
 def denoised_from_eps(x: Tensor, eps: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
@@ -54,15 +80,15 @@ def sample_step(
     coefficients: Tensor,
     weights: list[float],
     predicted: str,
-    clip: str,
+    threshold: str,
     ratio: float,
 ) -> tuple[Tensor, Tensor]:
     """Formula of ``ops.sample_step``."""
-    signal, level, x0_gain, x_gain, noise_gain = coefficients
+    c = Coefficients(*coefficients)
     denoised = mix_branches(predictions.chunk(len(weights)), weights, x.dtype)
     if predicted != "denoised":
-        denoised = (denoised_from_v if predicted == "v" else denoised_from_eps)(x, denoised, signal, level)
-    if clip != "none":
-        denoised = clip_to_quantile(denoised, ratio) if clip == "quantile" else clip_to_range(denoised)
-    following = x0_gain * denoised + x_gain * x
-    return (following if noise is None else following + noise_gain * noise), denoised
+        denoised = (denoised_from_v if predicted == "v" else denoised_from_eps)(x, denoised, c.signal, c.noise)
+    if threshold != "none":
+        denoised = clip_to_quantile(denoised, ratio) if threshold == "quantile" else clip_to_range(denoised)
+    following = c.x0_gain * denoised + c.x_gain * x
+    return (following if noise is None else following + c.noise_gain * noise), denoised

@@ -69,13 +69,14 @@ def _pays(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | Non
     return has_more and x.element_size() == 2 and x.numel() >= MIN_LINES * x.shape[-1]
 
 
-def _uses_matrix_units(x: Tensor, *_: object) -> bool:
-    return architecture(x) != "sm_75" or x.element_size() == 4
+def refuses_card(card: str) -> bool:
+    """Return whether products are left to the vendor on a card: Triton has no use for the matrix units of Turing."""
+    return card == "sm_75"
 
 
-def tile_of(architecture: str, outputs: int, element_size: int) -> dict[str, int]:
+def tile_of(card: str, outputs: int, element_size: int) -> dict[str, int]:
     """Return the tile of a product: lines, outputs and inputs that a program works on at a time."""
-    by_size = next((tiles for card, tiles in _TILES_OF_CARD.items() if architecture.startswith(card)), _TILES)
+    by_size = next((tiles for prefix, tiles in _TILES_OF_CARD.items() if card.startswith(prefix)), _TILES)
     lines, wide, inputs = by_size[element_size]
     return {"LINES": lines, "OUTPUTS": wide if outputs % wide == 0 else _NARROW, "INPUTS": inputs}
 
@@ -101,9 +102,9 @@ def _lines_of(x: Tensor) -> Tensor:
         lambda x, weight, bias, residual, _: residual is None or residual.shape == (*x.shape[:-1], weight.shape[0]),
     ),
     Constraint(
-        "the card is no Turing (sm_75) or x is float32: there Triton multiplies 16-bit numbers one by one, beside the "
-        "matrix units, and keeps the sums in memory",
-        _uses_matrix_units,
+        "the card is no Turing (sm_75), where Triton multiplies number by number, beside the matrix units, and its "
+        "sums do not fit into the registers",
+        lambda x, *_: not refuses_card(architecture(x)),
     ),
     Constraint(
         f"an activation or a residual follows on {MIN_LINES} or more lines of 16-bit numbers, "

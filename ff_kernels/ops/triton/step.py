@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..registry import Constraint, implements
-from ..step import _sample_step
+from ..step import Coefficients, _sample_step
 from ._runtime import FLOATS, NOT_EMPTY, ON_DEVICE, launch
 
 MAX_BRANCHES = 4
@@ -21,6 +21,10 @@ TILE = 1024
 # keep one multiprocessor busy for long.
 MAX_SAMPLE = 12 * 128 * 128
 
+# Where each coefficient lies, so that the kernel cannot disagree with the formula about their order.
+_SIGNAL, _NOISE, _X0_GAIN, _X_GAIN, _NOISE_GAIN = (
+    tl.constexpr(Coefficients._fields.index(name)) for name in ("signal", "noise", "x0_gain", "x_gain", "noise_gain")
+)
 _NAN = tl.constexpr(float("nan"))
 _INFINITY_BITS = tl.constexpr(0x7F800000)
 _ONE_BITS = tl.constexpr(0x3F800000)
@@ -50,7 +54,7 @@ def _estimate(
         mixed += _branch(predictions, at, mask, w0)
     if PREDICTED != "denoised":
         noisy = tl.load(x + at, mask=mask, other=0.0)
-        signal, level = tl.load(coefficients), tl.load(coefficients + 1)
+        signal, level = tl.load(coefficients + _SIGNAL), tl.load(coefficients + _NOISE)
         mixed = signal * noisy - level * mixed if PREDICTED == "v" else tl.div_rn(noisy - level * mixed, signal)
     return mixed
 
@@ -64,10 +68,10 @@ def _clipped(values, limit):
 @triton.jit
 def _advance(denoised, x, noise, coefficients, following, at, mask, HAS_NOISE: tl.constexpr):
     """Store the next samples at some elements: posterior mean and noise."""
-    x0_gain, x_gain = tl.load(coefficients + 2), tl.load(coefficients + 3)
+    x0_gain, x_gain = tl.load(coefficients + _X0_GAIN), tl.load(coefficients + _X_GAIN)
     result = x0_gain * denoised + x_gain * tl.load(x + at, mask=mask, other=0.0)
     if HAS_NOISE:
-        result += tl.load(coefficients + 4) * tl.load(noise + at, mask=mask, other=0.0).to(tl.float32)
+        result += tl.load(coefficients + _NOISE_GAIN) * tl.load(noise + at, mask=mask, other=0.0).to(tl.float32)
     tl.store(following + at, result, mask=mask)
 
 
@@ -75,13 +79,14 @@ def _advance(denoised, x, noise, coefficients, following, at, mask, HAS_NOISE: t
 def _step_kernel(
     x, predictions, noise, coefficients, following, denoised,  # [N * S], predictions [BRANCHES * N * S]
     size, w0, w1, w2, w3,
-    BRANCHES: tl.constexpr, PREDICTED: tl.constexpr, CLIP: tl.constexpr, HAS_NOISE: tl.constexpr, BLOCK: tl.constexpr,
+    BRANCHES: tl.constexpr, PREDICTED: tl.constexpr, THRESHOLDS: tl.constexpr, HAS_NOISE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Step where the limit is known: every element by itself; ``size`` is that of all samples together."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
     values = _estimate(predictions, x, coefficients, at, mask, size, w0, w1, w2, w3, BRANCHES, PREDICTED)
-    if CLIP:
+    if THRESHOLDS:
         values = _clipped(values, 1.0)
     tl.store(denoised + at, values, mask=mask)
     _advance(values, x, noise, coefficients, following, at, mask, HAS_NOISE)
@@ -177,8 +182,8 @@ def _layout(x: Tensor) -> torch.memory_format | None:
     return torch.channels_last if is_last else None
 
 
-def _fits(x: Tensor, clip: str) -> bool:
-    return clip != "quantile" or x[0].numel() <= MAX_SAMPLE
+def _fits(x: Tensor, threshold: str) -> bool:
+    return threshold != "quantile" or x[0].numel() <= MAX_SAMPLE
 
 
 @implements(
@@ -204,7 +209,7 @@ def sample_step(
     coefficients: Tensor,
     weights: list[float],
     predicted: str,
-    clip: str,
+    threshold: str,
     ratio: float,
 ) -> tuple[Tensor, Tensor]:
     """Run the step without a sort and without asking the device for anything."""
@@ -218,7 +223,7 @@ def sample_step(
     factors = (*weights, *[0.0] * (MAX_BRANCHES - len(weights)))
     # Without fused multiply-adds every operation rounds as in the formula: results are equal to the last bit.
     options = {"BRANCHES": len(weights), "PREDICTED": predicted, "HAS_NOISE": has_noise, "enable_fp_fusion": False}
-    if clip == "quantile":
+    if threshold == "quantile":
         samples, size = x.shape[0], x[0].numel()
         launch(
             _quantile_step_kernel, samples, *tensors, x.numel(), size, *ranks(size, ratio), *factors,
@@ -227,6 +232,6 @@ def sample_step(
     else:
         launch(
             _step_kernel, triton.cdiv(x.numel(), TILE), *tensors, x.numel(), *factors,
-            **options, CLIP=clip == "range", BLOCK=TILE, num_warps=4,
+            **options, THRESHOLDS=threshold == "range", BLOCK=TILE, num_warps=4,
         )  # fmt: skip
     return following, denoised

@@ -50,7 +50,7 @@ def written():
             )
             conditions = unet.prepare(
                 torch.zeros(1, 2, recipe.CONTEXT_DIM), torch.ones(1, 2), torch.tensor([960]),
-                positions=keyframe_positions("1.0", FRAMES), num_frames=FRAMES,
+                positions=keyframe_positions("1.0", FRAMES), keyframes=FRAMES,
             )  # fmt: skip
             unet(x, conditions)
             hook.remove()

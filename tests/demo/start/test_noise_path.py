@@ -33,7 +33,7 @@ def predict(unet, x, timestep=960):
     context = torch.randn(1, 9, recipe.CONTEXT_DIM, generator=torch.Generator().manual_seed(1)).to(x.dtype)
     conditions = unet.prepare(
         context, torch.ones(1, 9), torch.tensor([timestep]), positions=keyframe_positions("1.0", FRAMES),
-        num_frames=FRAMES,
+        keyframes=FRAMES,
     )  # fmt: skip
     return unet(x, conditions)
 

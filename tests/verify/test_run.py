@@ -4,13 +4,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.tiny import KEYFRAME_V10, draw
+from support.tiny import draw
 
 from fusionframes.ff_kernels.cli.main import main
 from fusionframes.ff_kernels.errors import InputError
 from fusionframes.ff_kernels.models.configs import MoVQConfig
 from fusionframes.ff_kernels.models.movq import MoVQ
-from fusionframes.ff_kernels.verify.checks import TapeNoise, case_weight, fill_weights
+from fusionframes.ff_kernels.verify.cases import fill_weights
 from fusionframes.ff_kernels.verify.run import find_cases, verify, verify_case
 
 CASES = ["text", "v10_interpolation_unet", "v10_keyframe_unet", "v10_movq", "v10_pipeline", "v10_schedule",
@@ -238,19 +238,3 @@ def test_verify_case_pipelines_without_interpolation_compare_what_they_hold(gold
 def test_find_cases_empty_folder_names_it(tmp_path):
     with pytest.raises(InputError, match=tmp_path.name):
         find_cases(tmp_path)
-
-
-def test_tape_noise_draws_depend_on_kind_and_number():
-    noise, again = TapeNoise(3), TapeNoise(3)
-    first = noise.normal((2, 2))
-    assert torch.equal(first, again.normal((2, 2)))
-    assert not torch.equal(first, noise.normal((2, 2)))
-    assert (noise.uniform((50,)) >= 0).all()
-
-
-def test_case_weight_rules_follow_the_key():
-    assert case_weight("a.temporal_merge1", (1,), 0).item() == pytest.approx(0.5, abs=1)
-    assert case_weight("a.weight", (4000,), 0).mean().item() == pytest.approx(1, abs=0.02)
-    assert case_weight("a.bias", (4000,), 0).std().item() == pytest.approx(0.1, abs=0.01)
-    assert case_weight("a.weight", (400, 100), 0).std().item() == pytest.approx(0.1, abs=0.01)
-    assert KEYFRAME_V10.side_multiple == 2

@@ -1,5 +1,7 @@
 import errno
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,14 +11,17 @@ from pathlib import Path
 
 import av
 import pytest
+import torch
 from PIL import Image
 
-from fusionframes.ff_kernels.cli import main as cli
+from fusionframes.ff_kernels.cli import generate as command
 from fusionframes.ff_kernels.cli.main import main
 from fusionframes.ff_kernels.demo import WEIGHTS
 from fusionframes.ff_kernels.demo.model import demo_pipeline
 from fusionframes.ff_kernels.media import video
+from fusionframes.ff_kernels.pipeline.pipeline import Pipeline
 from fusionframes.ff_kernels.pipeline.settings import Settings
+from fusionframes.ff_kernels.stages.presets import PRESETS
 
 PROMPT = "a large purple triangle moves up on a white background"
 QUICK = ["--steps", "2", "--fps", "low"]
@@ -45,15 +50,11 @@ def test_generate_writes_a_playable_file(tmp_path, capsys, suffix):
 
 
 def test_generate_medium_level_png_sequence_and_storyboard(tmp_path):
-    assert (
-        generate(
-            PROMPT, "-o", tmp_path / "f.png", "--steps", "2", "--fps", "medium", "--storyboard", tmp_path / "sheet.png"
-        )
-        == 0
-    )
+    sheet = tmp_path / "sheet.png"
+    assert generate(PROMPT, "-o", tmp_path / "f.png", "--steps", "2", "--fps", "medium", "--storyboard", sheet) == 0
     assert len(list(tmp_path.glob("f_*.png"))) == 17
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width >= 3 * 128
+    with Image.open(sheet) as picture:
+        assert picture.width >= 3 * 128
 
 
 def test_generate_same_seed_gives_the_same_bytes(tmp_path):
@@ -71,41 +72,71 @@ def test_generate_writes_the_frames_of_the_pipeline(tmp_path):
     assert [file.read_bytes() for file in files] == [file.read_bytes() for file in sorted(tmp_path.glob("f_*.png"))]
 
 
-def test_generate_options_reach_the_model(tmp_path, capsys):
-    assert (
-        generate(
-            PROMPT,
-            "-o",
-            tmp_path / "o.gif",
-            *QUICK,
-            "--negative",
-            "a small red circle",
-            "--guidance",
-            "1",
-            "--width",
-            "72",
-            "--height",
-            "48",
-            "--keyframes",
-            "4",
-            "--low-memory",
-            "--decoder",
-            "video",
-            "--mend",
-            "--dtype",
-            "bfloat16",
-            "--device",
-            "cpu",
-        )
-        == 0
-    )
-    assert "4 frames of 72 x 48" in capsys.readouterr().out
+class ArrivedError(Exception):
+    """Ends a run where the model would be opened."""
+
+
+OPTIONS = """--model M --fps medium --width 72 --height 48 --steps 7 --guidance 1.5 --image-guidance 2.5
+--motion extreme --interpolation-guidance 0.3 --keyframes 4 --seed 11 --mend --low-memory --strict --no-graphs
+--dtype bfloat16 --device cpu --negative red --decoder video --interpolation-steps 6"""
+
+
+def test_generate_options_reach_the_model(tmp_path, monkeypatch):
+    given = {}
+
+    class Recorded(Pipeline):
+        def __init__(self, models, **options):
+            given.update(options, folder=models.folder)
+            super().__init__(models, **options)
+
+        def resolve(self, settings):
+            given["settings"] = settings
+            return super().resolve(settings)
+
+        def sample(self, prompt, settings, **options):
+            options.pop("progress")
+            given.update(options, prompt=prompt)
+            raise ArrivedError
+
+    shutil.copytree(WEIGHTS, tmp_path / "M")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fusionframes.ff_kernels.pipeline.pipeline.Pipeline", Recorded)
+    with pytest.raises(ArrivedError):
+        generate(PROMPT, "-o", "o.gif", *OPTIONS.split())
+    assert given == {
+        "folder": Path("M"), "device": torch.device("cpu"), "dtype": torch.bfloat16, "keeps_networks": False,
+        "parity": "strict", "uses_graphs": False, "prompt": PROMPT, "negative": "red", "picture": None,
+        "decoder": "video_movq",
+        "settings": Settings(
+            fps="medium", width=72, height=48, steps=7, guidance_scale=1.5, image_guidance=2.5,
+            interpolation_guidance=0.3, motion_score=100, keyframes=4, seed=11, is_mended=True, is_stacked=False,
+            interpolation_steps=6,
+        ),
+    }  # fmt: skip
+    assert all(value != getattr(Settings(), name) for name, value in vars(given["settings"]).items()
+               if name not in ("noise_level", "preset", "solver", "interpolation_solver", "guided"))  # fmt: skip
+
+
+def test_generate_says_which_steps_were_taken_and_warns_of_too_few_as_released(tmp_path, capsys):
+    fast = ["--fps", "low", "--preset", "fast", "--solver", "ddim"]
+    assert generate(PROMPT, "-o", tmp_path / "a.gif", *fast) == 0
+    printed = capsys.readouterr()
+    assert f"seed 0, preset fast: {PRESETS['fast'].steps} steps of ddim" in printed.out
+    assert "warning" not in printed.err
+    assert generate(PROMPT, "-o", tmp_path / "b.gif", *QUICK) == 0
+    printed = capsys.readouterr()
+    assert "preset released: 2 steps" in printed.out
+    assert "warning: the release's formula falls apart with 2 steps" in printed.err
 
 
 WRONG = {
+    "preset": (["--preset", "turbo"], "invalid choice: 'turbo'"),
+    "solver": (["--solver", "euler"], "invalid choice: 'euler'"),
+    "interpolation_steps": (["--interpolation-steps", "0"], "1 to 1000 steps, got 0"),
+    "guide_between": (["--guide-between", "5", "0.3"], "rising ratios of noise to signal, got 5 and 0.3"),
     "width": (["--width", "65"], "width.*multiple of 8 pixels, got 65"),
     "height": (["--height", "0"], "height.*got 0"),
-    "model": (["--model", "nowhere"], "no folder at 'nowhere'"),
+    "model": (["--model", "nowhere"], r"no folder at 'nowhere': .* \(--model\)"),
     "steps_zero": (["--steps", "0"], "1 to 1000 steps, got 0"),
     "steps_negative": (["--steps", "-4"], "got -4"),
     "steps_word": (["--steps", "many"], "invalid int value: 'many'"),
@@ -134,15 +165,13 @@ def test_generate_wrong_argument_is_one_sentence_and_status_2(tmp_path, monkeypa
 
 
 def assert_matches(line: str, pattern: str) -> None:
-    import re
-
     assert re.search(pattern, line), line
 
 
 @pytest.mark.parametrize(("output", "named"), [("out.avi", r"out\.avi"), ("absent/out.mp4", "absent"), ("out", "out")])
 def test_generate_wrong_output_is_found_before_any_work(tmp_path, monkeypatch, capsys, output, named):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_open_pipeline", lambda options: pytest.fail("work began"))
+    monkeypatch.setattr(command, "_open_pipeline", lambda options: pytest.fail("work began"))
     assert generate(PROMPT, "-o", output) == 2
     assert_matches(capsys.readouterr().err, named)
 
@@ -181,17 +210,8 @@ def test_generate_interrupted_while_writing_leaves_nothing(tmp_path, monkeypatch
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_generate_ctrl_c_ends_with_130_and_no_file(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "fusionframes.ff_kernels",
-        "generate",
-        PROMPT,
-        "-o",
-        str(tmp_path / "out.mp4"),
-        "--steps",
-        "1000",
-    ]
+    command = [sys.executable, "-m", "fusionframes.ff_kernels", "generate", PROMPT, "-o", tmp_path / "out.mp4"]
+    command += ["--steps", "1000"]
     # A shell that started the tests in the background has them ignore the interrupt, and children inherit that.
     heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=heard) as process:
@@ -205,35 +225,3 @@ def test_generate_ctrl_c_ends_with_130_and_no_file(tmp_path):
     assert process.returncode == 130
     assert "Traceback" not in rest
     assert list(tmp_path.iterdir()) == []
-
-
-def test_convert_and_info_describe_the_demo_files(tmp_path, capsys):
-    for name, words in (
-        ("keyframes", "a keyframe U-Net of release 1.0"),
-        ("video_movq", "a video MoVQ"),
-        ("interpolation", "an interpolation U-Net of release 1.0"),
-        ("movq", "an image MoVQ"),
-        ("text_encoder", "a T5 text encoder"),
-    ):
-        target = tmp_path / f"{name}.safetensors"
-        (source,) = WEIGHTS.glob(f"*/fusionframes_demo_{name}.safetensors")
-        assert main(["convert", str(source), str(target), "--dtype", "float32"]) == 0
-        assert main(["info", str(target)]) == 0
-        printed = capsys.readouterr().out
-        assert words in printed
-        assert "float32" in printed
-    assert main(["info", str(tmp_path / "absent.pt")]) == 2
-    assert "absent.pt" in capsys.readouterr().err
-    assert main(["convert", str(source), str(tmp_path / "x.bin")]) == 2
-    assert not (tmp_path / "x.bin").exists()
-
-
-def test_no_command_is_one_sentence(capsys):
-    assert main([]) == 2
-    assert capsys.readouterr().err.startswith("fusionframes: ")
-
-
-def test_module_and_script_start_without_torch_until_needed():
-    code = "import sys; import fusionframes.ff_kernels.cli.main as c; c.build_parser(); print('torch' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "False"

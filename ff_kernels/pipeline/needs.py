@@ -1,0 +1,174 @@
+"""What the stages of a run need beside their weights, and in how small a room MoVQ makes frames."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..checkpoints.detection import Kind
+from ..checkpoints.loading import build_network
+from ..errors import DeviceError
+from ..models.configs import MoVQConfig, TextConfig
+from ..runtime.budget import IMAGE_DECODE, VIDEO_DECODE, movq_bytes, step_bytes, text_bytes
+from ..runtime.devices import computes_in
+from ..runtime.plan import Budget
+from ..stages.decoding import chunk_sizes
+from ..stages.releases import Release
+from ..stages.tokenizer import MAX_TOKENS
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a run of a network needs beside its weights, in bytes; see ``plan_network``."""
+
+    stacked: int
+    single: int
+    tables: int = 0
+    may_stack: bool = True
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a U-Net runs on.
+
+    Attributes:
+        clips: videos made together.
+        branches: of the guidance.
+        samples: frames or gaps of all clips and branches.
+        size: latent height and width.
+        steps: of the run.
+    """
+
+    clips: int
+    branches: int
+    samples: int
+    size: tuple[int, int]
+    steps: int
+
+
+def keyframe_batch(settings: Settings, release: Release, clips: int, size: tuple[int, int]) -> Batch:
+    """Return what the keyframe network runs on."""
+    branches = 3 if release.reads_image else 2
+    steps = settings.steps or release.keyframe.steps
+    return Batch(clips, branches, branches * clips * settings.keyframes, size, steps)
+
+
+def interpolation_batch(
+    settings: Settings, release: Release, clips: int, gaps: int, per_gap: int, size: tuple[int, int]
+) -> Batch:
+    """Return what the interpolation runs on: ``gaps`` of each clip, ``per_gap`` samples each."""
+    steps = settings.steps if release.shares_steps else None
+    return Batch(clips, 2, 2 * clips * gaps * per_gap, size, steps or release.interpolation.steps)
+
+
+def unet_need(unet: nn.Module, batch: Batch, dtype: torch.dtype, is_stacked: bool | None) -> Need:
+    """Return what a U-Net needs beside its weights.
+
+    Args:
+        unet: the network.
+        batch: what it runs on.
+        dtype: in which it computes.
+        is_stacked: True for all branches in one batch, False for one at a time, None where the budget decides.
+    """
+    channels, samples = unet.config.model_channels, batch.samples
+    stacked, single = (
+        step_bytes(n, batch.size, channels, dtype.itemsize) for n in (samples, samples // batch.branches)
+    )
+    # The longest prompt there can be, so that a plan does not depend on the prompt.
+    tables = unet.table_values(batch.steps, batch.clips * batch.branches, samples, MAX_TOKENS)
+    return Need(stacked, stacked if is_stacked else single, tables * dtype.itemsize, is_stacked is not False)
+
+
+def text_need(config: TextConfig, rows: int, dtype: torch.dtype) -> Need:
+    """Return what the text encoder needs beside its weights for ``rows`` prompts."""
+    needed = text_bytes(rows, MAX_TOKENS, (config.d_model, config.d_ff, config.num_heads), dtype.itemsize)
+    return Need(needed, needed)
+
+
+@dataclass(frozen=True)
+class MovqNeed:
+    """What a MoVQ does.
+
+    Attributes:
+        per_pixel: see ``movq_bytes``.
+        frames: that it makes or reads.
+        size: height and width in pixels.
+        looks_around: whether frames that run together look at each other.
+    """
+
+    per_pixel: int
+    frames: int
+    size: tuple[int, int]
+    looks_around: bool = False
+
+
+def decoding_need(config: MoVQConfig, frames: int, size: tuple[int, int], shares_map: bool) -> MovqNeed:
+    """Return what decoding ``frames`` of ``size`` pixels needs; ``shares_map`` as in ``decode``."""
+    return MovqNeed(VIDEO_DECODE if config.is_video else IMAGE_DECODE, frames, size, config.is_video or shares_map)
+
+
+@dataclass(frozen=True)
+class MovqPlan:
+    """How a MoVQ runs on a device.
+
+    Attributes:
+        dtype: in which it computes.
+        chunk: frames that run together.
+        is_as_released: whether that is the release's dtype and chunk.
+        weights: bytes.
+        activations: bytes of intermediate results.
+        peak: bytes expected at the most.
+        changes: what differs in the pictures, or nothing.
+    """
+
+    dtype: torch.dtype
+    chunk: int
+    is_as_released: bool
+    weights: int
+    activations: int
+    peak: int
+    changes: str = ""
+
+
+def plan_movq(config: MoVQConfig, need: MovqNeed, budget: Budget, device: torch.device, dtype: torch.dtype) -> MovqPlan:
+    """Plan a MoVQ: as released where there is room, then in 16 bit, then in smaller chunks.
+
+    Args:
+        config: of the MoVQ.
+        need: what it does.
+        budget: what it may use.
+        device: where it runs.
+        dtype: of the other networks: a processor computes in 16 bit where they do.
+
+    Raises:
+        DeviceError: if not even one frame in 16 bit fits.
+    """
+    count = sum(value.numel() for value in build_network(Kind("movq", "", config), device="meta").parameters())
+    full = chunk_sizes(need.frames)[0] if need.looks_around else 1
+    released = torch.float32
+    narrow = _narrow(device, dtype)
+    smallest = narrow[-1] if narrow else released
+    wanted = [(released, full), *((half, full) for half in narrow)]
+    wanted += [(smallest, chunk) for chunk in range(full - 1, 0, -1)]
+    if budget.is_smallest:
+        # The chunk stays the release's where nobody asked for less than that takes.
+        wanted = wanted[1:] if narrow else wanted
+    for chosen, chunk in wanted:
+        weights = count * chosen.itemsize
+        activations = movq_bytes(need.per_pixel, chunk, need.size, config.ch, chosen.itemsize)
+        peak = weights + activations
+        if budget.vram is None or peak <= budget.vram:
+            changes = [] if chosen is released else ["colours to 16 bit"]
+            changes += [] if chunk == full else [f"chunks of {chunk} frames, which moves the seams between them"]
+            return MovqPlan(chosen, chunk, not changes, weights, activations, peak, " and ".join(changes))
+    raise DeviceError(
+        f"expected a budget of at least {peak / 1e9:.2f} GB on the device to decode {need.size[1]} x {need.size[0]} "
+        f"pixels, got {budget.vram / 1e9:.2f} GB: raise it, or ask for a smaller size"
+    )
+
+
+def _narrow(device: torch.device, dtype: torch.dtype) -> list[torch.dtype]:
+    if device.type == "cpu" and dtype is torch.float32:
+        return []
+    return [half for half in (torch.float16, torch.bfloat16) if computes_in(device, half)][:1]

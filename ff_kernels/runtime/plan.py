@@ -1,0 +1,133 @@
+"""What of a network stays on a device and what passes through it, for a budget of memory; pure arithmetic.
+
+Sizes are bytes. A step computes for longer than its weights take to arrive, unless many of them come in one go: so
+blocks that pass through are spread evenly between those that stay.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import DeviceError
+
+# Blocks smaller than this share of the largest one always stay: together they are little, and each costs a turn.
+SMALL_SHARE = 0.15
+SLOTS = 2
+Waiting = Literal["device", "memory", "file"]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The weights of a network, as a plan sees them.
+
+    Attributes:
+        sizes: bytes of every block that a step runs, in their order.
+        rest: bytes of what a step needs besides: first and last layers.
+        visited: bytes of the largest piece that ``prepare`` reads and a step does not.
+        prepared: bytes of all such pieces.
+    """
+
+    sizes: tuple[int, ...]
+    rest: int
+    visited: int = 0
+    prepared: int = 0
+
+    @property
+    def step(self) -> int:
+        """Bytes of all that a step reads."""
+        return sum(self.sizes) + self.rest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network runs on a device.
+
+    Attributes:
+        streamed: numbers of the blocks that pass through, rising.
+        resident: bytes of weights that stay.
+        passing: bytes of weights that pass through at every step.
+        slots: bytes of the buffers they pass through.
+        activations: bytes of intermediate results, tables of the run included.
+        is_stacked: whether guidance branches run in one batch.
+        waiting: where streamed blocks wait: "device" where none are, "memory", or "file" where main memory is short.
+        peak: bytes expected at the most.
+    """
+
+    streamed: tuple[int, ...]
+    resident: int
+    passing: int
+    slots: int
+    activations: int
+    is_stacked: bool
+    waiting: Waiting
+    peak: int
+
+
+def spread(large: Sequence[int], count: int) -> tuple[int, ...]:
+    """Pick ``count`` of the block numbers ``large``, as evenly as whole numbers allow."""
+    return tuple(large[(2 * i + 1) * len(large) // (2 * count)] for i in range(count))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may use.
+
+    Attributes:
+        vram: bytes that the device may be filled with; None where nobody counts: everything stays.
+        ram: bytes of main memory for weights that wait; None: enough.
+        is_smallest: let as much pass through as can, one branch at a time, straight from the files.
+    """
+
+    vram: int | None = None
+    ram: int | None = None
+    is_smallest: bool = False
+
+
+def plan_network(
+    blocks: Blocks, budget: Budget, *, stacked: int, single: int, tables: int = 0, may_stack: bool = True
+) -> Plan:
+    """Plan a network for a device.
+
+    Args:
+        blocks: its weights.
+        budget: what it may use.
+        stacked: bytes of intermediate results with all guidance branches in one batch.
+        single: the same with one branch at a time.
+        tables: bytes of what ``prepare`` makes and every step reads.
+        may_stack: False where the caller wants one branch at a time.
+
+    Raises:
+        DeviceError: if not even the smallest plan fits; the message says how much that needs.
+    """
+    vram = budget.vram
+    # Prepared pieces are gone before the first step computes.
+    wanted = [(True, stacked), (False, single)] if may_stack and not budget.is_smallest else [(False, single)]
+    for is_stacked, step in () if budget.is_smallest else wanted:
+        activations = tables + max(step, blocks.visited)
+        peak = blocks.step + activations
+        if vram is None or peak <= vram:
+            return Plan((), blocks.step, 0, 0, activations, is_stacked, "device", peak)
+    is_stacked, step = wanted[-1]
+    activations = tables + max(step, blocks.visited)
+    large = _large(blocks)
+    peak = blocks.step + activations
+    for count in range(len(large) if budget.is_smallest else 1, len(large) + 1):
+        streamed = spread(large, count)
+        passing = sum(blocks.sizes[i] for i in streamed)
+        slots = min(SLOTS, count) * max((blocks.sizes[i] for i in streamed), default=0)
+        resident = blocks.step - passing
+        peak = resident + slots + activations
+        if vram is None or peak <= vram:
+            is_short = budget.is_smallest or (budget.ram is not None and passing > budget.ram)
+            return Plan(
+                streamed, resident, passing, slots, activations, is_stacked, "file" if is_short else "memory", peak
+            )
+    raise DeviceError(
+        f"expected a budget of at least {peak / 1e9:.2f} GB on the device for this network and size, got "
+        f"{vram / 1e9:.2f} GB: raise it, or ask for a smaller size or fewer frames"
+    )
+
+
+def _large(blocks: Blocks) -> list[int]:
+    limit = max(blocks.sizes, default=0) * SMALL_SHARE
+    return [i for i, size in enumerate(blocks.sizes) if size >= limit]
