@@ -41,6 +41,7 @@ class ModelOptions:
         keeps_networks: keep every network of a clip loaded where the device has room for all of them; False never.
         uses_graphs: see ``Pipeline``.
         threads: threads of torch on a processor; None leaves them.
+        loras: files with their strengths, see ``Pipeline``.
     """
 
     model: Path | None = None
@@ -50,6 +51,7 @@ class ModelOptions:
     keeps_networks: bool | None = None
     uses_graphs: bool = True
     threads: int | None = None
+    loras: tuple[tuple[Path, float], ...] = ()
 
 
 def open_pipeline(options: ModelOptions, device: str | None = None) -> Pipeline:
@@ -71,6 +73,7 @@ def open_pipeline(options: ModelOptions, device: str | None = None) -> Pipeline:
         "keeps_networks": options.keeps_networks is not False,
         "parity": options.parity,
         "uses_graphs": options.uses_graphs,
+        "loras": options.loras,
     }
     return demo_pipeline(**choices) if options.model is None else Pipeline.from_folder(options.model, **choices)
 

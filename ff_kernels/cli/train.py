@@ -85,7 +85,7 @@ def _job(options: argparse.Namespace) -> "Job":
         stage=options.stage, what=options.what, layers=options.layers, rank=options.rank,
         size=options.size or (512 if options.model else 64), keyframe_fps=options.keyframe_fps,
         source_fps=options.source_fps, noise_weight=options.noise_weight, checkpoints=not options.no_checkpoints,
-        timestep_offset=1 if options.model else None, sample_guidance=None if options.model else DEMO_GUIDANCE_SCALE,
+        sample_guidance=None if options.model else DEMO_GUIDANCE_SCALE,
         seed=options.seed, prompts=tuple(options.sample), sample_every=options.sample_every if options.sample else 0,
     )  # fmt: skip
     config = TrainConfig(

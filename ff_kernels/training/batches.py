@@ -13,11 +13,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..models.configs import UNetConfig
-from ..sampling.levels import Levels
+from ..sampling.levels import trained_levels
 from ..sampling.samplers import add_noise
 from ..sampling.schedule import alphas_cumprod_v11
 from ..stages.interpolation import SKIP_FRAMES
-from .noise_levels import draw_noise_levels, draw_normal, draw_trained_levels, noise_levels
+from .noise_levels import draw_normal, draw_trained_levels, noise_levels
 
 CAPTION_DROPOUT = 0.1
 FRAME_DROPOUT = 0.1
@@ -67,13 +67,12 @@ class Batches:
         samples: the clips to learn.
         prior: clips that half of the batches show instead, so that what is known is kept; may be empty.
         config: of the U-Net.
-        levels: pairs of timestep and noise that it learnt; None are the demo's own, those of runs of 20 to 100 steps.
     """
 
-    def __init__(
-        self, samples: Sequence[Sample], prior: Sequence[Sample], config: UNetConfig, levels: Levels | None = None
-    ) -> None:
-        self.config, self.levels = config, levels
+    def __init__(self, samples: Sequence[Sample], prior: Sequence[Sample], config: UNetConfig) -> None:
+        self.config = config
+        is_v = config.stage == "interpolation"
+        self._levels = trained_levels(config.family, config.timestep_offset, to_the_end=is_v)
         self._sets = [_by_size(part) for part in (samples, prior) if part]
         self._totals = [len(part) for part in (samples, prior) if part]
 
@@ -91,13 +90,10 @@ class Batches:
     def _keyframes(self, rng: np.random.Generator, picked: Sequence[Sample]) -> tuple[Tensor, ...]:
         latents = torch.stack([_window(rng, sample, "keyframes") for sample in picked])
         text = (*pad_contexts([sample.context for sample in picked]), _kept(rng, len(picked), CAPTION_DROPOUT))
-        batch = latents, draw_normal(rng, latents), *text, *self._levels(rng, len(picked))
+        batch = latents, draw_normal(rng, latents), *text, *draw_trained_levels(rng, len(picked), self._levels)
         if self.config.family == "1.0":
             return batch
         return *batch, *_first_frames(rng, latents, [sample.motion_score for sample in picked])
-
-    def _levels(self, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
-        return draw_noise_levels(rng, batch) if self.levels is None else draw_trained_levels(rng, batch, self.levels)
 
     def _gaps(self, rng: np.random.Generator, picked: Sequence[Sample]) -> tuple[Tensor, ...]:
         skips = [SKIP_FRAMES[rng.integers(len(SKIP_FRAMES))] for _ in picked]
@@ -106,7 +102,7 @@ class Batches:
         keyframes, level = perturb(rng, windows[:, ::4])
         text = pad_contexts([sample.context for sample in picked])
         keep = _kept(rng, len(picked), FRAME_DROPOUT)
-        levels = self._levels(rng, len(picked))
+        levels = draw_trained_levels(rng, len(picked), self._levels)
         return keyframes, inner, draw_normal(rng, inner), *text, keep, torch.tensor(skips), level, *levels
 
 

@@ -18,7 +18,6 @@ from ..errors import CheckpointError
 from ..models.temporal_blocks import is_temporal
 from ..pipeline.networks import Networks
 from ..pipeline.prompts import Prompts
-from ..sampling.levels import Levels, trained_levels
 from ..stages.interpolation import SKIP_FRAMES
 from .batches import GAP_WINDOW, Batches, Sample
 from .clips import TrainingClip, Windows, cache_contexts, cache_latents, find_training_clips
@@ -85,21 +84,13 @@ class Job:
         return Windows(frames, rates, area, multiple, self.tuning.source_fps)
 
     @property
-    def levels(self) -> Levels | None:
-        """The pairs of timestep and noise that the network learnt; None for the demo's."""
-        family, offset = self.models.family, self.tuning.timestep_offset
-        if family == "1.0" and offset is None:
-            return None
-        return trained_levels(family, offset or 1, to_the_end=self.tuning.stage == "interpolation")
-
-    @property
     def begun(self) -> str:
         """What the training starts from, in 16 hexadecimal digits: weights, clips, captions, what is trained."""
         tuning = self.tuning
         parts = [
             tuning.stage, tuning.what, tuning.layers, tuning.rank, tuning.size, tuning.keyframe_fps,
             tuning.noise_weight,
-            tuning.timestep_offset, tuning.seed, self.config.batch, self.config.accumulate, self._source(tuning.stage),
+            tuning.seed, self.config.batch, self.config.accumulate, self._source(tuning.stage),
             *((clip.files.name, clip.caption, clip.motion_score) for clip in (*self.clips, *self.prior)),
         ]  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
@@ -192,7 +183,7 @@ def finetune(job: Job, show: Callable[[str], None]) -> bool:
     objective, loaded = job.objective()
     trains = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     show(f"{trains:,} parameters of the {job.tuning.stage} U-Net train")
-    batches = Batches(samples, prior, loaded.kind.config, job.levels)
+    batches = Batches(samples, prior, loaded.kind.config)
     for stale in job.folder.glob(f".*{Path(_STATE).suffix}"):
         # A run that was killed while it wrote its state leaves what it had.
         stale.unlink()

@@ -25,8 +25,6 @@ class Tuning:
         noise_weight: errors of noise weigh as 1 / alpha_bar up to this, 1 is the paper's loss.
         checkpoints: run every block again in the backward pass instead of keeping what is inside.
         parks: keep what only the conditions need in memory; None: where the device is no CPU.
-        timestep_offset: how far the timesteps of release 1.0 lie below the share of noise, 1 as its training has it;
-            None for the demo, which learnt the pairs of runs of 20 to 100 steps.
         seed: of factors, data and noise.
         prompts: what to draw while it trains.
         sample_every: steps between two sheets.
@@ -44,7 +42,6 @@ class Tuning:
     noise_weight: float = 1.0
     checkpoints: bool = True
     parks: bool | None = None
-    timestep_offset: int | None = 1
     seed: int = 0
     prompts: tuple[str, ...] = ()
     sample_every: int = 0

@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from support import tiny
 
 from fusionframes.ff_kernels.sampling.gaps import join_gaps
-from fusionframes.ff_kernels.sampling.levels import trained_levels
 from fusionframes.ff_kernels.training.batches import GAP_WINDOW, Batches, Sample, pad_contexts
 
 RNG = np.random.default_rng
@@ -62,7 +61,7 @@ def test_text_goes_with_its_clip_and_is_dropped_at_its_rate(tmp_path):
 
 def test_release_11_is_shown_a_noisy_first_frame_that_is_dropped_at_its_rate(tmp_path):
     clip = replace(sample(tmp_path, "a", 0.25), motion_score=40)
-    draw = Batches([clip], [], tiny.KEYFRAME_V11, trained_levels("1.1"))
+    draw = Batches([clip], [], tiny.KEYFRAME_V11)
     shown = []
     for seed in range(40):
         latents, *_, bars, condition, levels, scores = draw(RNG(seed), 4)
@@ -82,8 +81,7 @@ def test_release_11_is_shown_a_noisy_first_frame_that_is_dropped_at_its_rate(tmp
 
 @pytest.mark.parametrize("config", [tiny.INTERPOLATION_V10, tiny.INTERPOLATION_V11], ids=["1.0", "1.1"])
 def test_gap_frames_join_to_the_window_they_were_cut_from(tmp_path, config):
-    levels = None if config.family == "1.0" else trained_levels("1.1", to_the_end=True)
-    draw, clean = Batches([sample(tmp_path, "a", 0.25)], [], config, levels), 0
+    draw, clean = Batches([sample(tmp_path, "a", 0.25)], [], config), 0
     for seed in range(20):
         keyframes, inner, noise, *_, keep, skips, levels, timesteps, bars = draw(RNG(seed), 4)
         assert inner.shape == noise.shape == (4, 4, 12, 4, 4)
