@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..checkpoints.fingerprints import file_digest, weights_fingerprint
 from ..errors import FusionFramesError, InputError
 from ..media.pictures import read_image
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.prompts import require_prompts
 from ..pipeline.settings import LEVELS
-from .fingerprints import file_digest, weights_fingerprint
 from .jobs import KEY_DIGITS, SAMPLER_VERSION, Job, Plan, Refusal, RowDefaults, drawn_settings, key_of
 from .rows import DECODERS, Row
 

@@ -107,6 +107,7 @@ def run_batch_command(options: argparse.Namespace) -> int:
 
 def _model_options(options: argparse.Namespace) -> Any:
     from ..batch.engine import ModelOptions
+    from ..checkpoints.lora import parse_choice
     from ..runtime.devices import choose_device
 
     # Where a cluster does the work, its machines decide; here a wrong name shall not wait for a worker to say so.
@@ -121,6 +122,7 @@ def _model_options(options: argparse.Namespace) -> Any:
         keeps_networks=False if options.low_memory else None,
         uses_graphs=not options.no_graphs,
         threads=options.threads,
+        loras=tuple(parse_choice(text) for text in options.lora),
     )
 
 

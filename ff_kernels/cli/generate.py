@@ -35,6 +35,8 @@ def add_generate(commands: Any) -> None:
 def add_clip_options(parser: argparse.ArgumentParser) -> None:
     """Add what decides how clips are made and what they show beside the prompt."""
     parser.add_argument("--model", type=Path, help="folder of released or converted weights (default: the demo model)")
+    what = "add a LoRA to the U-Net that it was trained for; may be given several times"
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help=what)
     parser.add_argument("--negative", help="what the video should not show (release 1.0)")
     parser.add_argument("--image", type=Path, help="picture to start from (release 1.1)")
     what = "2, 8 or 30 frames per second: 0, 1 or 2 interpolation passes (default: low, demo high)"
@@ -118,6 +120,7 @@ def run_generate(options: argparse.Namespace) -> int:
 
 
 def _open_pipeline(options: argparse.Namespace) -> Any:
+    from ..checkpoints.lora import parse_choice
     from ..demo.model import demo_pipeline
     from ..pipeline.pipeline import Pipeline
     from ..runtime.devices import choose_device, choose_dtype, name_of
@@ -130,6 +133,7 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
         "device": device, "dtype": dtype, "keeps_networks": not options.low_memory,
         "parity": "strict" if options.strict else "fast", "uses_graphs": not options.no_graphs,
         "budget": Budget(options.vram, options.ram, options.low_memory),
+        "loras": [parse_choice(text) for text in options.lora],
     }  # fmt: skip
     if options.model is not None:
         return Pipeline.from_folder(options.model, **choices)

@@ -26,6 +26,8 @@ def add_convert(commands: Any) -> None:
     parser.add_argument("source", type=Path, help=".pt, safetensors, an index of shards, or a folder of them")
     parser.add_argument("target", type=Path, help="file to write, ending in .safetensors")
     parser.add_argument("--dtype", choices=shared.DTYPES, help="dtype of the tensors (default: as stored)")
+    what = "add a LoRA to a U-Net's weights; may be given several times"
+    parser.add_argument("--merge", action="append", default=[], metavar="LORA[:STRENGTH]", help=what)
     shared.add_overrides(parser)
     parser.set_defaults(run=run_convert)
 
@@ -51,11 +53,13 @@ def run_convert(options: argparse.Namespace) -> int:
     import torch
 
     from ..checkpoints.conversion import convert
+    from ..checkpoints.lora import parse_choice
 
+    merged = [parse_choice(text) for text in options.merge]
     check_folder(options.target)
-    check_kept(options.target, "target", [options.source])
+    check_kept(options.target, "target", [options.source, *(path for path, _ in merged)])
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    kind = convert(options.source, options.target, dtype=dtype, overrides=shared.overrides(options))
+    kind = convert(options.source, options.target, dtype=dtype, overrides=shared.overrides(options), loras=merged)
     say(f"{options.target}: {kind.title}, {options.target.stat().st_size / 1e9:.2f} GB")
     return 0
 
@@ -80,10 +84,15 @@ def run_info(options: argparse.Namespace) -> int:
         return 0
     if options.file is None:
         raise InputError("info expected a weights file, got none: name one, or ask for --plan, --backends or --variant")
-    from ..checkpoints.detection import detect, split_tensors
+    from ..checkpoints.detection import detect, is_lora, split_tensors
     from ..checkpoints.reading import read_contents
 
     contents = read_contents(options.file)
+    if is_lora(contents.tensors):
+        from ..checkpoints.lora import describe_lora, read_lora
+
+        print("\n".join(describe_lora(read_lora(contents.path))))
+        return 0
     kind = detect(contents, shared.overrides(options))
     network, extras = split_tensors(contents)
     tensors = list({id(tensor): tensor for tensor in (*network.values(), *extras.values())}.values())
