@@ -27,7 +27,7 @@ DOORS = {
     "stages": "errors models sampling",
     "checkpoints": "errors files models ops",
     "verify": "checkpoints errors models ops sampling stages",
-    "pipeline": "checkpoints errors media models runtime sampling stages",
+    "pipeline": "checkpoints errors files media models runtime sampling stages",
     "bench": "checkpoints errors models ops runtime sampling stages",
     "training": "errors files models sampling",
     "demo": "checkpoints errors files media metrics models pipeline sampling stages training",
