@@ -18,6 +18,7 @@ _SWITCHES = {
     "--low-memory": "the smallest plan: branches one by one, weights pass through, every network freed after its stage",
     "--strict": "keep the networks as released instead of folding linear layers",
     "--no-graphs": shared.NO_GRAPHS,
+    "--no-prompt-cache": "encode the prompt anew although it was encoded before",
 }
 
 
@@ -62,6 +63,8 @@ def add_clip_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
     for name, what in _SWITCHES.items():
         parser.add_argument(name, action="store_true", help=what)
+    what = "folder in which encoded prompts are kept (default: the user's cache folder; the demo model keeps none)"
+    parser.add_argument("--prompt-cache", type=Path, metavar="DIR", help=what)
     shared.add_budget(parser)
 
 
@@ -123,6 +126,7 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
     from ..checkpoints.lora import parse_choice
     from ..demo.model import demo_pipeline
     from ..pipeline.pipeline import Pipeline
+    from ..pipeline.prompt_cache import default_folder
     from ..runtime.devices import choose_device, choose_dtype, name_of
     from ..runtime.plan import Budget
 
@@ -135,6 +139,9 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
         "budget": Budget(options.vram, options.ram, options.low_memory),
         "loras": [parse_choice(text) for text in options.lora],
     }  # fmt: skip
+    if not options.no_prompt_cache:
+        # The demo's encoder is as quick as its cache.
+        choices["prompt_cache"] = options.prompt_cache or (default_folder() if options.model is not None else None)
     if options.model is not None:
         return Pipeline.from_folder(options.model, **choices)
     print(
