@@ -203,13 +203,20 @@ def check_tensors(path: Path, kind: Kind, network: nn.Module, tensors: Mapping[s
     )
 
 
-def load_projection(contents: Contents) -> TextProjection | None:
-    """Return the text projection of a file, as stored, or None if it has none; nothing else is read.
+def load_projection(
+    contents: Contents, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> TextProjection | None:
+    """Return the text projection of a file, or None if it has none; nothing else is read.
+
+    Args:
+        contents: the opened file.
+        device: where it goes.
+        dtype: of its weights; default as stored.
 
     Raises:
         CheckpointError: if the projection is incomplete.
     """
-    return _projection(contents, split_tensors(contents)[1], "cpu", None)
+    return _projection(contents, split_tensors(contents)[1], device, dtype)
 
 
 def _projection(

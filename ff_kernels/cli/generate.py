@@ -15,7 +15,7 @@ from .sampling import add_sampling_options, chosen_sampling
 
 _SWITCHES = {
     "--mend": "mend the releases' mistakes that show: seams, black bars, 8-bit steps, uniform noise, cut negatives",
-    "--low-memory": "run guidance branches one by one and free every network after its stage",
+    "--low-memory": "the smallest plan: branches one by one, weights pass through, every network freed after its stage",
     "--strict": "keep the networks as released instead of folding linear layers",
     "--no-graphs": shared.NO_GRAPHS,
 }
@@ -60,6 +60,7 @@ def add_clip_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
     for name, what in _SWITCHES.items():
         parser.add_argument(name, action="store_true", help=what)
+    shared.add_budget(parser)
 
 
 def run_generate(options: argparse.Namespace) -> int:
@@ -67,6 +68,7 @@ def run_generate(options: argparse.Namespace) -> int:
     from ..media.pictures import read_image, write_image
     from ..media.sheet import contact_sheet, sheet_size
     from ..media.video import check_output
+    from ..pipeline.planning import plan_run
     from ..pipeline.prompts import require_prompts
     from ..pipeline.settings import describe_sampling, sampling_warnings
     from ..pipeline.writing import write_clip
@@ -92,6 +94,8 @@ def run_generate(options: argparse.Namespace) -> int:
     if options.storyboard is not None:
         sheet_size(settings.keyframes, settings.height, settings.width, suffix=options.storyboard.suffix)
     decoder = {None: None, "image": "movq", "video": "video_movq"}[options.decoder]
+    planned = plan_run(pipeline, settings, decoder=decoder, draws_picture=picture is None)
+    print(f"plan: {'; '.join(stage.phrase() for stage in planned)}", file=sys.stderr)
     with Bars() as bars:
         clip, written = write_clip(
             pipeline, options.prompt, settings, options.output, decoder=decoder, progress=bars,
@@ -117,6 +121,7 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
     from ..demo.model import demo_pipeline
     from ..pipeline.pipeline import Pipeline
     from ..runtime.devices import choose_device, choose_dtype, name_of
+    from ..runtime.plan import Budget
 
     device = choose_device(options.device)
     dtype = choose_dtype(device, options.dtype)
@@ -124,6 +129,7 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
     choices = {
         "device": device, "dtype": dtype, "keeps_networks": not options.low_memory,
         "parity": "strict" if options.strict else "fast", "uses_graphs": not options.no_graphs,
+        "budget": Budget(options.vram, options.ram, options.low_memory),
     }  # fmt: skip
     if options.model is not None:
         return Pipeline.from_folder(options.model, **choices)

@@ -130,3 +130,11 @@ def test_fingerprint_is_of_content_and_sees_any_whole_tensor_change(tmp_path):
         contents(tmp_path, a=big),
     ]
     assert len({base, *map(weights_fingerprint, others)}) == 1 + len(others)
+
+
+def test_negative_prompt_that_is_mended_is_another_text(pipeline):
+    rows = [row(1), row(2, is_mended=True)]
+    rows += [replace(row(3), negative="b"), replace(row(4, is_mended=True), negative="b")]
+    plain, mended, cut, whole = (job.text_key for job in make_plan(rows, pipeline, RowDefaults()).jobs)
+    assert plain == mended
+    assert len({plain, cut, whole}) == 3
