@@ -60,7 +60,8 @@ class _Planner:
             raise InputError(row.problem)
         pipeline, defaults = self._pipeline, self._defaults
         settings = pipeline.resolve(replace(defaults.settings, **row.settings))
-        negative, image = row.negative or defaults.negative, row.image or defaults.image
+        negative = row.negative or defaults.negative
+        image = row.image or (None if defaults.image is None else defaults.image.absolute())
         decoder = DECODERS.get(row.decoder or defaults.decoder or "")
         require_prompts([row.prompt, *filter(None, [negative])])
         picture = None if image is None else self._picture(image)

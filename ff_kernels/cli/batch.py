@@ -73,6 +73,8 @@ def run_batch_command(options: argparse.Namespace) -> int:
     from ..batch.run import WorkerOptions, run_batch
 
     if options.status:
+        if not options.output.is_dir():
+            raise InputError(f"expected the folder of a batch, found none at '{options.output}': check the path")
         return _status(options, Ledger(options.output))
     if options.prompts is None:
         raise InputError("expected a file of prompts, got none: name one, or ask for --status")
