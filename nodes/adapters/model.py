@@ -47,6 +47,7 @@ from .first_frame import first_frame_of, numbers_of
 from .latent import NO_FIRST_FRAME, VideoLatents
 from .tables import TABLES, with_tables
 from .text import context_of
+from .training import refuse_bypass, weigh_for_training
 
 # Core multiplies it with latent positions to guess what to free. Not measured on a GPU yet: half more than core's
 # default of 2, because activations are wide before the first halving.
@@ -92,6 +93,7 @@ class CoreKeyframeUNet(_InCore, KeyframeUNet):
         **_: Any,
     ) -> Tensor:
         """Predict the noise of ``[B, 4, T, h, w]``; ``first_frame`` is ``[B, 5, T, h, w]``, image and mask."""
+        refuse_bypass(self)
         B, _, T = x.shape[:3]
         is_video = self.config.family == "1.0" or T > 1 or first_frame is not None
 
@@ -243,6 +245,8 @@ class CoreConfig(SupportedModel):
 def clip_denoised(arguments: dict[str, Any]) -> Tensor:
     """Clip core's estimate ``[B, 4, T, h, w]`` as the release does, after guidance and frame by frame."""
     denoised = arguments["denoised"]
+    if denoised.requires_grad:
+        return weigh_for_training(denoised, arguments["sigma"])
     if arguments["model"].network_config.family == "1.1":
         return clip_to_range(denoised)
     frames = denoised.movedim(2, 1)
