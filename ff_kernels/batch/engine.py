@@ -1,6 +1,7 @@
 """The engine of a worker: first prompts to files, then those files to clips."""
 
 import gc
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .. import __version__
+from ..checkpoints.fingerprints import file_digest
 from ..demo.model import demo_pipeline
 from ..errors import InputError, OutputError
 from ..files import atomic_path
@@ -23,10 +25,11 @@ from ..pipeline.pipeline import Pipeline
 from ..pipeline.writing import write_clip
 from ..runtime.devices import DTYPES, choose_device, choose_dtype, empty_cache, name_of
 from ..stages.run import Text
-from .fingerprints import file_digest
 from .jobs import Job
 from .ledger import Ledger
 from .work import TEXT, EngineFactory, Task
+
+_WARNINGS = "warnings"
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,17 @@ class ModelOptions:
         keeps_networks: keep every network of a clip loaded where the device has room for all of them; False never.
         uses_graphs: see ``Pipeline``.
         threads: threads of torch on a processor; None leaves them.
+        loras: files with their strengths, see ``Pipeline``.
     """
 
     model: Path | None = None
     device: str | None = None
     dtype: str | None = None
     parity: str = "fast"
-    keeps_networks: bool | None = None
+    keeps_networks: bool = True
     uses_graphs: bool = True
     threads: int | None = None
+    loras: tuple[tuple[Path, float], ...] = ()
 
 
 def open_pipeline(options: ModelOptions, device: str | None = None) -> Pipeline:
@@ -68,9 +73,10 @@ def open_pipeline(options: ModelOptions, device: str | None = None) -> Pipeline:
     choices = {
         "device": chosen,
         "dtype": DTYPES[options.dtype] if is_named else choose_dtype(chosen, options.dtype),
-        "keeps_networks": options.keeps_networks is not False,
+        "keeps_networks": options.keeps_networks,
         "parity": options.parity,
         "uses_graphs": options.uses_graphs,
+        "loras": options.loras,
     }
     return demo_pipeline(**choices) if options.model is None else Pipeline.from_folder(options.model, **choices)
 
@@ -128,7 +134,6 @@ class ClipEngine:
                 gc.collect()
                 empty_cache(device)
             self._pipeline = open_pipeline(self._options)
-            self._pipeline.networks.keeps_all = kind == TEXT or self._options.keeps_networks is not False
             self._kind = kind
         return self._pipeline
 
@@ -147,17 +152,17 @@ class ClipEngine:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary)
+            save_file(tensors, temporary, metadata={_WARNINGS: json.dumps(said)})
         return {"warnings": said} if said else {}
 
     def _make(self, pipeline: Pipeline, job: Job, beat: Callable[..., None]) -> dict[str, Any]:
-        texts = _read_texts(self._ledger.context(job.text_key), pipeline.device)
+        *texts, warned = _read_texts(self._ledger.context(job.text_key), pipeline.device)
         picture = None if job.image is None else read_image(job.image)
         draft = self._workplace / f"{job.key}.mp4"
         with _said() as said:
             clip, _ = write_clip(
                 pipeline, job.prompt, job.settings, draft, decoder=job.decoder, progress=beat,
-                negative=job.negative, picture=picture, texts=texts,
+                negative=job.negative, picture=picture, texts=tuple(texts),
             )  # fmt: skip
         size, digest = draft.stat().st_size, file_digest(draft)
         self._publish(draft, self._ledger.video(job.key))
@@ -177,7 +182,7 @@ class ClipEngine:
             "worker": self._name,
             "device": name_of(pipeline.device),
             "threads": torch.get_num_threads(),
-            **({"warnings": said} if said else {}),
+            **({"warnings": warned + said} if warned + said else {}),
         }
         self._ledger.commit(job.key, record)
         return {"seconds": record["seconds"], "frames": record["frames"], "bytes": size}
@@ -194,9 +199,11 @@ class ClipEngine:
             raise OutputError(f"could not write '{video}': {error.strerror or error}; check the device") from error
 
 
-def _read_texts(path: Path, device: torch.device) -> tuple[Text, Text | None]:
+def _read_texts(path: Path, device: torch.device) -> tuple[Text, Text | None, list[str]]:
+    """Return an encoded prompt, its negative prompt, and what was warned of as they were encoded."""
     try:
         with safe_open(path, framework="pt") as file:
+            warned = json.loads((file.metadata() or {}).get(_WARNINGS, "[]"))
             tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         raise InputError(f"expected the encoded prompt at '{path}', found none: run the batch again") from error
@@ -205,7 +212,7 @@ def _read_texts(path: Path, device: torch.device) -> tuple[Text, Text | None]:
         else None
         for name in ("text", "negative")
     ]  # fmt: skip
-    return texts[0], texts[1]
+    return texts[0], texts[1], warned
 
 
 @contextmanager

@@ -15,9 +15,10 @@ from .sampling import add_sampling_options, chosen_sampling
 
 _SWITCHES = {
     "--mend": "mend the releases' mistakes that show: seams, black bars, 8-bit steps, uniform noise, cut negatives",
-    "--low-memory": "run guidance branches one by one and free every network after its stage",
+    "--low-memory": "the smallest plan: branches one by one, weights pass through, every network freed after its stage",
     "--strict": "keep the networks as released instead of folding linear layers",
     "--no-graphs": shared.NO_GRAPHS,
+    "--no-prompt-cache": "encode the prompt anew although it was encoded before",
 }
 
 
@@ -35,6 +36,8 @@ def add_generate(commands: Any) -> None:
 def add_clip_options(parser: argparse.ArgumentParser) -> None:
     """Add what decides how clips are made and what they show beside the prompt."""
     parser.add_argument("--model", type=Path, help="folder of released or converted weights (default: the demo model)")
+    what = "add a LoRA to the U-Net that it was trained for; may be given several times"
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help=what)
     parser.add_argument("--negative", help="what the video should not show (release 1.0)")
     parser.add_argument("--image", type=Path, help="picture to start from (release 1.1)")
     what = "2, 8 or 30 frames per second: 0, 1 or 2 interpolation passes (default: low, demo high)"
@@ -60,6 +63,9 @@ def add_clip_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
     for name, what in _SWITCHES.items():
         parser.add_argument(name, action="store_true", help=what)
+    what = "folder in which encoded prompts are kept (default: the user's cache folder; the demo model keeps none)"
+    parser.add_argument("--prompt-cache", type=Path, metavar="DIR", help=what)
+    shared.add_budget(parser)
 
 
 def run_generate(options: argparse.Namespace) -> int:
@@ -67,6 +73,7 @@ def run_generate(options: argparse.Namespace) -> int:
     from ..media.pictures import read_image, write_image
     from ..media.sheet import contact_sheet, sheet_size
     from ..media.video import check_output
+    from ..pipeline.planning import plan_run
     from ..pipeline.prompts import require_prompts
     from ..pipeline.settings import describe_sampling, sampling_warnings
     from ..pipeline.writing import write_clip
@@ -92,6 +99,8 @@ def run_generate(options: argparse.Namespace) -> int:
     if options.storyboard is not None:
         sheet_size(settings.keyframes, settings.height, settings.width, suffix=options.storyboard.suffix)
     decoder = {None: None, "image": "movq", "video": "video_movq"}[options.decoder]
+    planned = plan_run(pipeline, settings, decoder=decoder, draws_picture=picture is None)
+    print(f"plan: {'; '.join(stage.phrase() for stage in planned)}", file=sys.stderr)
     with Bars() as bars:
         clip, written = write_clip(
             pipeline, options.prompt, settings, options.output, decoder=decoder, progress=bars,
@@ -114,9 +123,12 @@ def run_generate(options: argparse.Namespace) -> int:
 
 
 def _open_pipeline(options: argparse.Namespace) -> Any:
+    from ..checkpoints.lora import parse_choice
     from ..demo.model import demo_pipeline
     from ..pipeline.pipeline import Pipeline
+    from ..pipeline.prompt_cache import default_folder
     from ..runtime.devices import choose_device, choose_dtype, name_of
+    from ..runtime.plan import Budget
 
     device = choose_device(options.device)
     dtype = choose_dtype(device, options.dtype)
@@ -124,7 +136,12 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
     choices = {
         "device": device, "dtype": dtype, "keeps_networks": not options.low_memory,
         "parity": "strict" if options.strict else "fast", "uses_graphs": not options.no_graphs,
+        "budget": Budget(options.vram, options.ram, options.low_memory),
+        "loras": [parse_choice(text) for text in options.lora],
     }  # fmt: skip
+    if not options.no_prompt_cache:
+        # The demo's encoder is as quick as its cache.
+        choices["prompt_cache"] = options.prompt_cache or (default_folder() if options.model is not None else None)
     if options.model is not None:
         return Pipeline.from_folder(options.model, **choices)
     print(

@@ -16,6 +16,11 @@ SLOTS = 2
 Waiting = Literal["device", "memory", "file"]
 
 
+def size_of(count: int) -> str:
+    """Return bytes as words."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+
+
 @dataclass(frozen=True)
 class Blocks:
     """The weights of a network, as a plan sees them.
@@ -123,8 +128,8 @@ def plan_network(
                 streamed, resident, passing, slots, activations, is_stacked, "file" if is_short else "memory", peak
             )
     raise DeviceError(
-        f"expected a budget of at least {peak / 1e9:.2f} GB on the device for this network and size, got "
-        f"{vram / 1e9:.2f} GB: raise it, or ask for a smaller size or fewer frames"
+        f"expected a budget of at least {size_of(peak)} on the device for this network and size, got "
+        f"{size_of(vram)}: raise it, or ask for a smaller size or fewer frames"
     )
 
 
