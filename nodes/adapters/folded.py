@@ -3,6 +3,7 @@
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...ff_kernels.checkpoints.folding import Target, fold
@@ -82,13 +83,18 @@ class WholePatcher:
     """
 
     add_patches = add_hook_patches = get_key_patches = refuse_named
-    set_model_compute_dtype = add_weight_wrapper = refuse_named
+    add_weight_wrapper = refuse_named
 
     def set_injections(self, key: str, injections: list[Any]) -> None:
         """Take injections of nodes, but no LoRA that would run beside layers that are gone."""
         if "lora" in key:
             refuse_named()
         super().set_injections(key, injections)
+
+    def set_model_compute_dtype(self, dtype: torch.dtype | None) -> None:
+        """Take the dtype that the layers were folded for, by its name or by none."""
+        if dtype not in (None, self.model.get_dtype()):
+            refuse_named()
 
     def load(self, device_to: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Load all layers; a paging patcher does so by itself, as they are not core's."""
