@@ -14,19 +14,18 @@ AS_RELEASED, FOLDED = "as released", "folded"
 LAYERS = [AS_RELEASED, FOLDED]
 
 
-def fill_folded(module: nn.Module, network: nn.Module, tensors: dict[str, Tensor], target: Target) -> None:
-    """Fill a module that was built without memory and fold the network in it, as the command line does.
+def fill_folded(network: nn.Module, tensors: dict[str, Tensor], target: Target) -> None:
+    """Fill a network that was built without memory and fold it, as the command line does.
 
     Args:
-        module: of ``torch.nn`` layers on the meta device.
-        network: the U-Net or MoVQ that is it or lies in it.
-        tensors: of the module, as stored in the file: folding rounds once only.
+        network: U-Net, what was taken out of one, or MoVQ, of ``torch.nn`` layers on the meta device.
+        tensors: of the network, as stored in the file: folding rounds once only.
         target: where and in which dtype it will run.
     """
-    module.load_state_dict(tensors, assign=True)
+    network.load_state_dict(tensors, assign=True)
     fold(network, target)
-    module.eval().requires_grad_(False).to(dtype=target.dtype)
-    archive_dtypes(module)
+    network.eval().to(dtype=target.dtype)
+    archive_dtypes(network)
 
 
 def list_released(
@@ -82,8 +81,7 @@ class WholePatcher:
     Such a layer must be where it runs: the module is loaded whole or not at all.
     """
 
-    add_patches = add_hook_patches = get_key_patches = refuse_named
-    add_weight_wrapper = refuse_named
+    add_patches = add_hook_patches = add_weight_wrapper = get_key_patches = refuse_named
 
     def set_injections(self, key: str, injections: list[Any]) -> None:
         """Take injections of nodes, but no LoRA that would run beside layers that are gone."""
@@ -92,7 +90,7 @@ class WholePatcher:
         super().set_injections(key, injections)
 
     def set_model_compute_dtype(self, dtype: torch.dtype | None) -> None:
-        """Take the dtype that the layers were folded for, by its name or by none."""
+        """Take core's choice and the dtype that the layers were folded for, which are the same."""
         if dtype not in (None, self.model.get_dtype()):
             refuse_named()
 

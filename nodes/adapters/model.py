@@ -221,8 +221,8 @@ def _load_folded(weights: Weights, dtype: torch.dtype) -> Any:
     model = config.get_model(None, device="meta")
     own, rest = model.conditioner.part_tensors(weights.tensors)
     target = Target(device, dtype)
-    fill_folded(model.diffusion_model, model.diffusion_model, rest, target)
-    fill_folded(model.conditioner, model.conditioner, {f"diffusion_model.{k}": v for k, v in own.items()}, target)
+    fill_folded(model.diffusion_model, rest, target)
+    fill_folded(model.conditioner, {f"diffusion_model.{k}": v for k, v in own.items()}, target)
     model.diffusion_model.released = weights.tensors
     model.device = mm.unet_offload_device()
     return make_whole_patcher(model, device, model.device)

@@ -83,7 +83,7 @@ class MoVQVAE(CoreVAE):
         self.output_device = mm.intermediate_device()
         # No LoRA is for a MoVQ, so that its layers may always be folded.
         movq = MoVQ(config, device="meta", dtype=self.vae_dtype)
-        fill_folded(movq, movq, weights.tensors, Target(self.device, self.vae_dtype))
+        fill_folded(movq, weights.tensors, Target(self.device, self.vae_dtype))
         self.first_stage_model = VideoMoVQ(movq, weights.tensors)
         self.latent_channels, self.latent_dim = config.z_channels, 3
         self.downscale_ratio = (lambda frames: frames, factor, factor)
