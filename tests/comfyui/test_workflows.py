@@ -18,6 +18,7 @@ EXPECTED = {
     "masked_inbetweening": [(8, 64, 8)],
     "text_to_video": [(57, 64, 8)],
     "text_to_video_demo": [(65, 512, 32)],
+    "text_to_video_fast": [(57, 64, 8)],
     "text_to_video_upscaled": [(15, 80, 2), (15, 256, 2)],
 }
 
