@@ -1,10 +1,13 @@
 """Core's U-Net patches in the engine's U-Net, without core."""
 
+import copy
+
 import pytest
 import torch
 from support.no_core import adapter
 from support.tiny import KEYFRAME_V10, context, draw, relative, unet
 
+from fusionframes.ff_kernels.checkpoints.folding import fold
 from fusionframes.ff_kernels.models.hooks import NO_HOOKS
 from fusionframes.ff_kernels.models.keyframe_unet import keyframe_positions
 from fusionframes.ff_kernels.ops import attend
@@ -61,6 +64,18 @@ def test_every_patch_that_is_said_to_be_read_is_read(network, name):
     }
     patch = doubled.get(name, lambda h, options: h * 2)
     assert relative(run_with(network, **{name: patch}), run(network)) > 1e-3
+
+
+@pytest.mark.parametrize("name", patches.READ_PATCHES)
+def test_patches_act_on_folded_layers_as_on_released_ones(network, name):
+    tripled = {
+        "output_block_patch": lambda h, skip, options: (h * 3, skip),
+        "attn1_patch": lambda q, k, v, extra: (q, k.flip(1), v * 3),
+        "attn2_patch": lambda q, k, v, extra: (q, k, v * 3),
+    }
+    patch = tripled.get(name, lambda h, options: h * 3)
+    folded = fold(copy.deepcopy(network))
+    assert relative(run_with(folded, **{name: patch}), run_with(network, **{name: patch})) < 1e-4
 
 
 def test_blocks_are_numbered_as_core_numbers_them(network):

@@ -1,0 +1,70 @@
+"""Folded networks for core, without core: their names, their numbers, and that they are loaded whole."""
+
+import copy
+
+import pytest
+import torch
+from support.no_core import adapter
+from support.tiny import KEYFRAME_V10, unet
+
+from fusionframes.ff_kernels.checkpoints.folding import Target, fold
+from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet
+
+folded = adapter("folded")
+
+
+@pytest.fixture(scope="module")
+def network():
+    return unet(KEYFRAME_V10).eval()
+
+
+class Patcher:
+    """As much of core's as ``WholePatcher`` asks for; it keeps what it was asked to load."""
+
+    def load(self, *args, **kwargs):
+        self.asked = args, kwargs
+
+    def partially_unload(self, *args):
+        return 7
+
+    def set_injections(self, key, injections):
+        self.injected = key
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_filled_network_has_the_numbers_of_the_command_line_s(network, monkeypatch, dtype):
+    monkeypatch.setattr(folded, "archive_dtypes", lambda module: None)
+    stored, target = copy.deepcopy(network).half(), Target(torch.device("cpu"), dtype)
+    ours = KeyframeUNet(network.config, device="meta")
+    folded.fill_folded(ours, stored.state_dict(), target)
+    theirs = fold(stored, target).to(dtype).state_dict()
+    assert ours.state_dict().keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.state_dict().items())
+    assert {parameter.dtype for parameter in ours.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("way", ["names", "positions"])
+def test_released_names_are_listed_as_a_module_lists_its_own(network, way):
+    tensors, before = network.state_dict(), {"other": torch.zeros(1)}
+    call = ((before, "unet.", False), {}) if way == "positions" else ((), {"destination": before, "prefix": "unet."})
+    out = folded.list_released(tensors, *call[0], **call[1])
+    assert out is before
+    assert out.keys() == {"other", *(f"unet.{name}" for name in tensors)}
+    assert folded.list_released(tensors) == tensors
+
+
+@pytest.mark.parametrize("pages", [True, False])
+def test_plain_patcher_loads_and_frees_all_and_a_paging_one_as_core_says(monkeypatch, pages):
+    monkeypatch.setattr(folded, "is_dynamic", lambda patcher: pages)
+    patcher = Patcher()
+    patcher.__class__ = folded._whole(Patcher)
+    patcher.load("device", lowvram_model_memory=5)
+    assert patcher.asked == (("device",), {"lowvram_model_memory": 5} if pages else {"full_load": True})
+    assert patcher.partially_unload("device", 3) == (7 if pages else 0)
+
+
+def test_injections_other_than_a_lora_s_are_taken():
+    patcher = Patcher()
+    patcher.__class__ = folded._whole(Patcher)
+    patcher.set_injections("attention", [])
+    assert patcher.injected == "attention"
