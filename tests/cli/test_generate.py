@@ -91,7 +91,7 @@ class ArrivedError(Exception):
 
 OPTIONS = """--model M --fps medium --width 72 --height 48 --steps 7 --guidance 1.5 --image-guidance 2.5
 --motion extreme --interpolation-guidance 0.3 --keyframes 4 --seed 11 --mend --low-memory --strict --no-graphs
---dtype bfloat16 --device cpu --negative red --decoder video --vram 2.5 --ram 16 --prompt-cache P"""
+--dtype bfloat16 --device cpu --negative red --decoder video --vram 2.5 --ram 16 --prompt-cache P --quant int8"""
 
 
 def test_generate_options_reach_the_model(tmp_path, monkeypatch):
@@ -120,7 +120,7 @@ def test_generate_options_reach_the_model(tmp_path, monkeypatch):
         "folder": Path("M"), "device": torch.device("cpu"), "dtype": torch.bfloat16, "keeps_networks": False,
         "parity": "strict", "uses_graphs": False, "prompt": PROMPT, "negative": "red", "picture": None,
         "decoder": "video_movq", "budget": Budget(vram=25 * 10**8, ram=16 * 10**9, is_smallest=True),
-        "prompt_cache": Path("P"),
+        "prompt_cache": Path("P"), "rounds": True,
         "settings": Settings(
             fps="medium", width=72, height=48, steps=7, guidance_scale=1.5, image_guidance=2.5,
             interpolation_guidance=0.3, motion_score=100, keyframes=4, seed=11, is_mended=True, is_stacked=False,
