@@ -29,6 +29,7 @@ def add_generate(commands: Any) -> None:
     what = "file to write: .mp4, .webm, .gif, or .png for a numbered sequence"
     parser.add_argument("-o", "--output", type=Path, required=True, help=what)
     add_clip_options(parser)
+    shared.add_quant(parser)
     parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
     parser.set_defaults(run=run_generate)
 
@@ -110,6 +111,8 @@ def run_generate(options: argparse.Namespace) -> int:
         keyframes = pipeline.decode(clip.keyframes, settings, decoder=decoder)
         spacing = (len(clip.latents) - 1) / max(1, len(keyframes) - 1) / clip.fps
         write_image(contact_sheet(keyframes, times=[i * spacing for i in range(len(keyframes))]), options.storyboard)
+    for stage, report in pipeline.networks.reports.items():
+        print(f"{stage}: {report.phrase()}", file=sys.stderr)
     where = written[0] if len(written) == 1 else f"{written[0]} .. {written[-1].name}"
     say(
         f"{where}: {len(clip.latents)} frames of {settings.width} x {settings.height} at {clip.fps:g} frames per "
@@ -136,7 +139,7 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
     choices = {
         "device": device, "dtype": dtype, "keeps_networks": not options.low_memory,
         "parity": "strict" if options.strict else "fast", "uses_graphs": not options.no_graphs,
-        "budget": Budget(options.vram, options.ram, options.low_memory),
+        "budget": Budget(options.vram, options.ram, options.low_memory), "rounds": options.quant == "int8",
         "loras": [parse_choice(text) for text in options.lora],
     }  # fmt: skip
     if not options.no_prompt_cache:

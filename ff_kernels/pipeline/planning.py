@@ -154,7 +154,7 @@ def _plan_of(
     kind, target = pipeline.models.require(stage)[1], pipeline.networks.target(stage)
     if isinstance(what, MovqNeed):
         return plan_movq(kind.config, what, limits, pipeline.device, pipeline.dtype)
-    network, blocks = _sizes(kind, target, pipeline.networks.parity)
+    network, blocks = _sizes(kind, target, pipeline.networks.parity, pipeline.networks.rounds)
     if what is None:
         need: Need = text_need(kind.config, 1, target.dtype)
     else:
@@ -163,9 +163,9 @@ def _plan_of(
 
 
 @lru_cache(maxsize=8)
-def _sizes(kind: Kind, target: Target, parity: Parity) -> tuple[nn.Module, Blocks]:
+def _sizes(kind: Kind, target: Target, parity: Parity, rounds: bool) -> tuple[nn.Module, Blocks]:
     """Return a network without weights, and what a plan needs to know of it."""
     network = build_network(kind, device="meta")
     if parity == "fast":
         fold(network, target)
-    return network, blocks_of(network, target.dtype)
+    return network, blocks_of(network, target.dtype, rounds=rounds)
