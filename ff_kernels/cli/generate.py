@@ -18,7 +18,6 @@ _SWITCHES = {
     "--low-memory": "the smallest plan: branches one by one, weights pass through, every network freed after its stage",
     "--strict": "keep the networks as released instead of folding linear layers",
     "--no-graphs": shared.NO_GRAPHS,
-    "--no-prompt-cache": "encode the prompt anew although it was encoded before",
 }
 
 
@@ -30,6 +29,10 @@ def add_generate(commands: Any) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help=what)
     add_clip_options(parser)
     shared.add_quant(parser)
+    what = "folder in which encoded prompts are kept (default: the user's cache folder; the demo model keeps none)"
+    parser.add_argument("--prompt-cache", type=Path, metavar="DIR", help=what)
+    what = "encode the prompt anew although it was encoded before"
+    parser.add_argument("--no-prompt-cache", action="store_true", help=what)
     parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
     parser.set_defaults(run=run_generate)
 
@@ -64,8 +67,6 @@ def add_clip_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
     for name, what in _SWITCHES.items():
         parser.add_argument(name, action="store_true", help=what)
-    what = "folder in which encoded prompts are kept (default: the user's cache folder; the demo model keeps none)"
-    parser.add_argument("--prompt-cache", type=Path, metavar="DIR", help=what)
     shared.add_budget(parser)
 
 
