@@ -34,3 +34,7 @@ class NoBackendError(FusionFramesError, RuntimeError):
 
 class DeviceError(FusionFramesError):
     """A device cannot do what it was asked for."""
+
+
+class TrainingError(FusionFramesError):
+    """A training that cannot go on."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import comfy.conds
 import comfy.latent_formats
-import comfy.ldm.modules.attention
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -25,6 +24,7 @@ import comfy_execution.utils
 import folder_paths
 import latent_preview
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor, nn
 
 from ..ff_kernels.checkpoints.reading import SUFFIXES
@@ -185,7 +185,7 @@ def run_wrapped(
 
 def run_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, **options: Any) -> Tensor:
     """Run the attention that core or a node of it has chosen."""
-    return comfy.ldm.modules.attention.optimized_attention(query, key, value, heads, **options)
+    return optimized_attention(query, key, value, heads, **options)
 
 
 @contextmanager

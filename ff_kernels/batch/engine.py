@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .. import __version__
+from ..checkpoints.fingerprints import file_digest
 from ..demo.model import demo_pipeline
 from ..errors import InputError, OutputError
 from ..files import atomic_path
@@ -24,7 +25,6 @@ from ..pipeline.pipeline import Pipeline
 from ..pipeline.writing import write_clip
 from ..runtime.devices import DTYPES, choose_device, choose_dtype, empty_cache, name_of
 from ..stages.run import Text
-from .fingerprints import file_digest
 from .jobs import Job
 from .ledger import Ledger
 from .work import TEXT, EngineFactory, Task
@@ -44,6 +44,7 @@ class ModelOptions:
         keeps_networks: keep every network of a clip loaded where the device has room for all of them; False never.
         uses_graphs: see ``Pipeline``.
         threads: threads of torch on a processor; None leaves them.
+        loras: files with their strengths, see ``Pipeline``.
     """
 
     model: Path | None = None
@@ -53,6 +54,7 @@ class ModelOptions:
     keeps_networks: bool = True
     uses_graphs: bool = True
     threads: int | None = None
+    loras: tuple[tuple[Path, float], ...] = ()
 
 
 def open_pipeline(options: ModelOptions, device: str | None = None) -> Pipeline:
@@ -74,6 +76,7 @@ def open_pipeline(options: ModelOptions, device: str | None = None) -> Pipeline:
         "keeps_networks": options.keeps_networks,
         "parity": options.parity,
         "uses_graphs": options.uses_graphs,
+        "loras": options.loras,
     }
     return demo_pipeline(**choices) if options.model is None else Pipeline.from_folder(options.model, **choices)
 

@@ -157,7 +157,7 @@ def _typed(number: int, given: dict[str, Any], folder: Path, is_text: bool) -> R
     extra = {name: value for name, value in given.items() if name not in SETTINGS and name not in OWN_COLUMNS}
     return Row(
         number, given, texts["prompt"], settings, texts.get("negative"),
-        folder / texts["image"] if "image" in texts else None, decoder, texts.get("id"), _plain(extra),
+        (folder / texts["image"]).absolute() if "image" in texts else None, decoder, texts.get("id"), _plain(extra),
     )  # fmt: skip
 
 

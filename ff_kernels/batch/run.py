@@ -14,7 +14,7 @@ from .driver import Driver
 from .engine import ModelOptions, engine_factory, open_pipeline
 from .events import Events, Tally, Watch
 from .jobs import Job, Plan, RowDefaults
-from .ledger import Ledger
+from .ledger import CHECKING, Ledger
 from .manifest import write_manifest
 from .planning import make_plan
 from .processes import Pool, ProcessPool
@@ -120,6 +120,8 @@ def run_batch(
     ray = None if workers.ray is None else connect(workers.ray, (workers.count or 1) * _threads(model, workers))
     model, count = _settled(model, workers, ray)
     plan = plan_batch(prompts, model, defaults or RowDefaults())
+    # A row that was wrong and is now mended has another key.
+    ledger.forget_failures(ledger.refused() - plan.keys)
     if workers.shard is not None:
         plan = plan.shard(*workers.shard)
     events = Events(ledger.events, secrets.token_hex(4))
@@ -157,7 +159,7 @@ def _take_stock(plan: Plan, ledger: Ledger, *, hurried: bool) -> tuple[list[Job]
         row = refusal.row
         ledger.fail(
             refusal.key,
-            {"prompt": row.prompt, "rows": [row.label], "while": "checking the row", "kind": "refused",
+            {"prompt": row.prompt, "rows": [row.label], "while": CHECKING, "kind": "refused",
              "error": refusal.problem, "row": row.number, "attempts": 1},
         )  # fmt: skip
     tally.failed = len({refusal.key for refusal in plan.refusals})
@@ -214,7 +216,9 @@ def _settled(model: ModelOptions, workers: WorkerOptions, ray: object | None) ->
         count = workers.count or max(1, gpus if device == "cuda" else 1)
     if count < 1:
         raise InputError(f"expected at least one worker, got {count}: ask for more")
-    return replace(model, device=device, dtype=dtype, threads=_threads(model, workers)), count
+    # A worker of a cluster has another working folder.
+    folder = None if model.model is None else model.model.absolute()
+    return replace(model, model=folder, device=device, dtype=dtype, threads=_threads(model, workers)), count
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -7,6 +7,7 @@ roofline's: every operation reads each of its inputs once and writes each of its
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,17 +95,20 @@ class Recording:
         return sum(max(cost.flops / flops_per_second, cost.bytes / bytes_per_second) for cost in self.costs)
 
 
-def record(function: Callable[[], Any], parameters: torch.nn.Module | Iterable[Tensor] = ()) -> Recording:
+def record(
+    function: Callable[[], Any], parameters: torch.nn.Module | Iterable[Tensor] = (), *, fuses_attention: bool = True
+) -> Recording:
     """Run a function on meta tensors and count what it costs.
 
     Args:
         function: takes nothing; its tensors live on the meta device.
         parameters: a module, or tensors, whose bytes count as parameters and never as live memory.
+        fuses_attention: count attention as one kernel; a caller that takes gradients has to do so by itself.
     """
     if isinstance(parameters, torch.nn.Module):
         parameters = [*parameters.parameters(), *parameters.buffers()]
     recorder = _Recorder(parameters)
-    with torch.no_grad(), _FusedAttention(recorder), recorder:
+    with torch.no_grad(), _FusedAttention(recorder) if fuses_attention else nullcontext(), recorder:
         recorder.recording.result = function()
     recorder.recording.parameter_bytes = recorder.parameter_bytes()
     return recorder.recording

@@ -5,7 +5,7 @@ import json
 import mmap
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +16,7 @@ from ..errors import CheckpointError
 from ..files import atomic_path
 from .detection import TIED_COPY, Kind, detect
 from .loading import check_contents
+from .lora import merge_lora, read_lora
 from .reading import LATENTS_KEY, METADATA_KEY, read_contents
 
 SLICE_BYTES = 32 * 2**20
@@ -32,6 +33,7 @@ def convert(
     *,
     dtype: torch.dtype | None = None,
     overrides: Mapping[str, Any] | None = None,
+    loras: Sequence[tuple[str | Path, float]] = (),
 ) -> Kind:
     """Write ``source`` as one safetensors file with its configuration in the metadata.
 
@@ -43,6 +45,7 @@ def convert(
         target: file to write, ending in ``.safetensors``.
         dtype: dtype of the floating tensors; default as stored. The null embedding stays as stored.
         overrides: configuration that shapes cannot tell.
+        loras: files with their strengths to merge into a U-Net's weights.
 
     Returns:
         What the file is.
@@ -56,6 +59,8 @@ def convert(
         raise CheckpointError(f"expected a target that ends in .safetensors, got '{target}': change its suffix")
     contents = read_contents(source)
     kind = detect(contents, overrides)
+    for path, strength in loras:
+        contents = merge_lora(contents, read_lora(path), strength)
     _, network, extras = check_contents(contents, kind)
     write_checkpoint(target, kind, {**network, **extras}, dtype, contents.metadata.get(LATENTS_KEY))
     return kind

@@ -1,7 +1,7 @@
 """What a file holds, from its keys and shapes alone: family, stage and configuration."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -96,6 +96,11 @@ def split_tensors(contents: Contents) -> tuple[dict[str, Any], dict[str, Any]]:
         embedding = network.get(_TIED[1], network.get(_TIED[0]))
         network.update(dict.fromkeys(_TIED, embedding))
     return network, extras
+
+
+def is_lora(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are those of a LoRA."""
+    return any(name.endswith((".lora_up.weight", ".lora_B.weight")) for name in names)
 
 
 def detect(contents: Contents, overrides: Mapping[str, Any] | None = None) -> Kind:

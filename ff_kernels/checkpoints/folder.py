@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, InputError
-from .detection import NAMES, WHERE, Kind, detect, places
+from .detection import NAMES, WHERE, Kind, detect, is_lora, places
 from .reading import INDEX_SUFFIX, SUFFIXES, Contents, read_contents, shard_names
 
 TOKENIZER_NAME = "spiece.model"
@@ -41,6 +41,13 @@ class ModelFiles:
             )
         return self.files[stage]
 
+    def paths(self, stage: str) -> list[Path]:
+        """Return the file of a stage, or its shards."""
+        path = self.require(stage)[0].path
+        if not path.name.endswith(INDEX_SUFFIX):
+            return [path]
+        return sorted({path.parent / name for name in shard_names(path).values()})
+
 
 def _candidates(folder: Path) -> list[Path]:
     """List weights one and two levels down; shards are represented by their index, hidden files are left out."""
@@ -61,7 +68,7 @@ def find_models(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
 
     Args:
         folder: holds a keyframe U-Net, a MoVQ, a text encoder with ``spiece.model`` and, for more than the lowest
-            frame rate, an interpolation U-Net; names do not matter, subfolders are looked into once.
+            frame rate, an interpolation U-Net; names do not matter, subfolders are looked into once, LoRAs passed over.
         overrides: configuration that shapes cannot tell, such as ``head_dim``.
 
     Raises:
@@ -75,6 +82,8 @@ def find_models(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
     files: dict[str, tuple[Contents, Kind]] = {}
     for path in _candidates(folder):
         contents = read_contents(path)
+        if is_lora(contents.tensors):
+            continue
         kind = detect(contents, overrides)
         if kind.stage in files:
             raise CheckpointError(

@@ -115,12 +115,14 @@ def load_as_stored(
 
     Returns:
         The network, whose weights are mapped as stored or made by folding, and a function from one of its parameters
-        to where that lies in a file; None for one that is made, or lies in a file of another format.
+        to where that lies in a file; None for one that is made or changed, or lies in a file of another format.
     """
     require_parity(parity)
     network, tensors, _ = check_contents(contents, kind)
     slices = slices_beside(contents.path)
-    by_tensor = {id(tensor): slices.get(name) for name, tensor in contents.tensors.items()}
+    by_tensor = {
+        id(tensor): None if name in contents.changed else slices.get(name) for name, tensor in contents.tensors.items()
+    }
     network.load_state_dict(tensors, assign=True)
     network.eval().requires_grad_(False)
     # The parameters are kept beside their places: the number of one that has died may be another's.

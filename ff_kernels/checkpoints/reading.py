@@ -40,12 +40,14 @@ class Contents:
         tensors: name to tensor, memory-mapped; nesting is joined by dots, a ``unet`` level is dropped.
         metadata: configuration stored by ``convert``, or empty.
         tokenizer: bytes of a SentencePiece model that lies inside, or None.
+        changed: names of tensors that are no longer what the file holds.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
     tokenizer: bytes | None = None
+    changed: frozenset[str] = frozenset()
 
 
 def read_contents(path: str | Path, part: str | None = None) -> Contents:

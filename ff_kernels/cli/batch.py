@@ -73,6 +73,8 @@ def run_batch_command(options: argparse.Namespace) -> int:
     from ..batch.run import WorkerOptions, run_batch
 
     if options.status:
+        if not options.output.is_dir():
+            raise InputError(f"expected the folder of a batch, found none at '{options.output}': check the path")
         return _status(options, Ledger(options.output))
     if options.prompts is None:
         raise InputError("expected a file of prompts, got none: name one, or ask for --status")
@@ -107,6 +109,7 @@ def run_batch_command(options: argparse.Namespace) -> int:
 
 def _model_options(options: argparse.Namespace) -> Any:
     from ..batch.engine import ModelOptions
+    from ..checkpoints.lora import parse_choice
     from ..runtime.devices import choose_device
 
     # Where a cluster does the work, its machines decide; here a wrong name shall not wait for a worker to say so.
@@ -121,6 +124,7 @@ def _model_options(options: argparse.Namespace) -> Any:
         keeps_networks=False if options.low_memory else None,
         uses_graphs=not options.no_graphs,
         threads=options.threads,
+        loras=tuple(parse_choice(text) for text in options.lora),
     )
 
 

@@ -18,6 +18,7 @@ _SWITCHES = {
     "--low-memory": "the smallest plan: branches one by one, weights pass through, every network freed after its stage",
     "--strict": "keep the networks as released instead of folding linear layers",
     "--no-graphs": shared.NO_GRAPHS,
+    "--no-prompt-cache": "encode the prompt anew although it was encoded before",
 }
 
 
@@ -28,6 +29,7 @@ def add_generate(commands: Any) -> None:
     what = "file to write: .mp4, .webm, .gif, or .png for a numbered sequence"
     parser.add_argument("-o", "--output", type=Path, required=True, help=what)
     add_clip_options(parser)
+    shared.add_quant(parser)
     parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
     parser.set_defaults(run=run_generate)
 
@@ -35,6 +37,8 @@ def add_generate(commands: Any) -> None:
 def add_clip_options(parser: argparse.ArgumentParser) -> None:
     """Add what decides how clips are made and what they show beside the prompt."""
     parser.add_argument("--model", type=Path, help="folder of released or converted weights (default: the demo model)")
+    what = "add a LoRA to the U-Net that it was trained for; may be given several times"
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help=what)
     parser.add_argument("--negative", help="what the video should not show (release 1.0)")
     parser.add_argument("--image", type=Path, help="picture to start from (release 1.1)")
     what = "2, 8 or 30 frames per second: 0, 1 or 2 interpolation passes (default: low, demo high)"
@@ -60,6 +64,8 @@ def add_clip_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
     for name, what in _SWITCHES.items():
         parser.add_argument(name, action="store_true", help=what)
+    what = "folder in which encoded prompts are kept (default: the user's cache folder; the demo model keeps none)"
+    parser.add_argument("--prompt-cache", type=Path, metavar="DIR", help=what)
     shared.add_budget(parser)
 
 
@@ -105,6 +111,8 @@ def run_generate(options: argparse.Namespace) -> int:
         keyframes = pipeline.decode(clip.keyframes, settings, decoder=decoder)
         spacing = (len(clip.latents) - 1) / max(1, len(keyframes) - 1) / clip.fps
         write_image(contact_sheet(keyframes, times=[i * spacing for i in range(len(keyframes))]), options.storyboard)
+    for stage, report in pipeline.networks.reports.items():
+        print(f"{stage}: {report.phrase()}", file=sys.stderr)
     where = written[0] if len(written) == 1 else f"{written[0]} .. {written[-1].name}"
     say(
         f"{where}: {len(clip.latents)} frames of {settings.width} x {settings.height} at {clip.fps:g} frames per "
@@ -118,8 +126,10 @@ def run_generate(options: argparse.Namespace) -> int:
 
 
 def _open_pipeline(options: argparse.Namespace) -> Any:
+    from ..checkpoints.lora import parse_choice
     from ..demo.model import demo_pipeline
     from ..pipeline.pipeline import Pipeline
+    from ..pipeline.prompt_cache import default_folder
     from ..runtime.devices import choose_device, choose_dtype, name_of
     from ..runtime.plan import Budget
 
@@ -129,8 +139,12 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
     choices = {
         "device": device, "dtype": dtype, "keeps_networks": not options.low_memory,
         "parity": "strict" if options.strict else "fast", "uses_graphs": not options.no_graphs,
-        "budget": Budget(options.vram, options.ram, options.low_memory),
+        "budget": Budget(options.vram, options.ram, options.low_memory), "rounds": options.quant == "int8",
+        "loras": [parse_choice(text) for text in options.lora],
     }  # fmt: skip
+    if not options.no_prompt_cache:
+        # The demo's encoder is as quick as its cache.
+        choices["prompt_cache"] = options.prompt_cache or (default_folder() if options.model is not None else None)
     if options.model is not None:
         return Pipeline.from_folder(options.model, **choices)
     print(

@@ -1,4 +1,4 @@
-"""The command line ``fusionframes``: generate, batch, verify, convert, info, evaluate, bench."""
+"""The command line ``fusionframes``: generate, batch, verify, convert, info, evaluate, train, bench."""
 
 import argparse
 import sys
@@ -12,6 +12,7 @@ from .console import Ended, drop_output, ending_by_signals, spell_anything
 from .generate import add_generate
 from .measuring import add_bench, add_evaluate, add_verify
 from .options import FLAGS
+from .train import add_train
 from .weights import add_convert, add_info
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
@@ -29,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fusionframes", description="FusionFrames: two-stage text-to-video.")
     parser.add_argument("--version", action="version", version=f"fusionframes {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for add in (add_generate, add_batch, add_verify, add_convert, add_info, add_evaluate, add_bench):
+    for add in (add_generate, add_batch, add_verify, add_convert, add_info, add_evaluate, add_train, add_bench):
         add(commands)
     return parser
 

@@ -26,6 +26,8 @@ def add_convert(commands: Any) -> None:
     parser.add_argument("source", type=Path, help=".pt, safetensors, an index of shards, or a folder of them")
     parser.add_argument("target", type=Path, help="file to write, ending in .safetensors")
     parser.add_argument("--dtype", choices=shared.DTYPES, help="dtype of the tensors (default: as stored)")
+    what = "add a LoRA to a U-Net's weights; may be given several times"
+    parser.add_argument("--merge", action="append", default=[], metavar="LORA[:STRENGTH]", help=what)
     shared.add_overrides(parser)
     parser.set_defaults(run=run_convert)
 
@@ -40,6 +42,7 @@ def add_info(commands: Any) -> None:
     what = "say how a run of this folder of weights would use memory; with --vram for a card that is not here"
     parser.add_argument("--plan", type=Path, metavar="FOLDER", help=what)
     shared.add_budget(parser)
+    shared.add_quant(parser)
     for side in ("--width", "--height"):
         parser.add_argument(side, type=int, help="pixels, with --plan (default 512)")
     shared.add_overrides(parser)
@@ -51,11 +54,13 @@ def run_convert(options: argparse.Namespace) -> int:
     import torch
 
     from ..checkpoints.conversion import convert
+    from ..checkpoints.lora import parse_choice
 
+    merged = [parse_choice(text) for text in options.merge]
     check_folder(options.target)
-    check_kept(options.target, "target", [options.source])
+    check_kept(options.target, "target", [options.source, *(path for path, _ in merged)])
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    kind = convert(options.source, options.target, dtype=dtype, overrides=shared.overrides(options))
+    kind = convert(options.source, options.target, dtype=dtype, overrides=shared.overrides(options), loras=merged)
     say(f"{options.target}: {kind.title}, {options.target.stat().st_size / 1e9:.2f} GB")
     return 0
 
@@ -80,10 +85,15 @@ def run_info(options: argparse.Namespace) -> int:
         return 0
     if options.file is None:
         raise InputError("info expected a weights file, got none: name one, or ask for --plan, --backends or --variant")
-    from ..checkpoints.detection import detect, split_tensors
+    from ..checkpoints.detection import detect, is_lora, split_tensors
     from ..checkpoints.reading import read_contents
 
     contents = read_contents(options.file)
+    if is_lora(contents.tensors):
+        from ..checkpoints.lora import describe_lora, read_lora
+
+        print("\n".join(describe_lora(read_lora(contents.path))))
+        return 0
     kind = detect(contents, shared.overrides(options))
     network, extras = split_tensors(contents)
     tensors = list({id(tensor): tensor for tensor in (*network.values(), *extras.values())}.values())
@@ -116,8 +126,9 @@ def _print_plan(options: argparse.Namespace) -> int:
     if options.vram is None and not device.is_here:
         raise InputError("info --plan expected the memory of a card that is not here, got none: give --vram")
     pipeline = Pipeline.from_folder(
-        options.plan, device=device.device, dtype=device.dtype, budget=Budget(options.vram, options.ram)
-    )
+        options.plan, device=device.device, dtype=device.dtype, budget=Budget(options.vram, options.ram),
+        rounds=options.quant == "int8",
+    )  # fmt: skip
     highest = "high" if pipeline.gap_stage in pipeline.models.files else "low"
     settings = pipeline.resolve(Settings(fps=highest, width=options.width, height=options.height))
     limits = pipeline.networks.limits()

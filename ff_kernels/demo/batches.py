@@ -13,8 +13,9 @@ from ..models.masked_unet import GROUP_FRAMES
 from ..models.movq import MoVQ
 from ..stages.interpolation import SKIP_FRAMES
 from ..stages.tokenizer import Tokenizer, pad_tokens
+from ..training.batches import gap_frames, perturb
 from ..training.loop import fingerprint
-from ..training.noise_levels import draw_noise_levels, draw_normal, noise_levels
+from ..training.noise_levels import draw_noise_levels, draw_normal
 from ..training.run_folder import TrainRun
 from .world.scenes import (
     ATTRIBUTES,
@@ -35,7 +36,6 @@ HELD_OUT_SCENES = tuple(scene for scene in all_scenes() if is_held_out(scene))
 
 CAPTION_DROPOUT = 0.12
 KEYFRAME_DROPOUT = 0.1
-MAX_NOISE_LEVEL = 250
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def draw_keyframes(
 def draw_gaps(rng: np.random.Generator, batch: int, clips: dict[int, LatentClips]) -> tuple[Tensor, ...]:
     """Draw a batch for ``GapVelocity``: both passes mixed, keyframes perturbed or dropped as in the paper."""
     windows, perturbed, *conditions = _draw_perturbed(rng, batch, clips)
-    inner = _inner(windows)
+    inner = gap_frames(windows)
     return perturbed, inner, draw_normal(rng, inner), *conditions, *draw_noise_levels(rng, batch)
 
 
@@ -162,20 +162,11 @@ def draw_groups(rng: np.random.Generator, batch: int, clips: dict[int, LatentCli
     return perturbed, groups, draw_normal(rng, groups), *conditions, *draw_noise_levels(rng, batch)
 
 
-def _inner(windows: Tensor) -> Tensor:
-    gaps = windows.shape[1] // 4
-    return torch.stack([windows[:, i::4][:, :gaps] for i in (1, 2, 3)], dim=2).flatten(2, 3)  # [B, G, 12, h, w]
-
-
 def _draw_perturbed(rng: np.random.Generator, batch: int, clips: dict[int, LatentClips]) -> tuple[Tensor, ...]:
     """Draw windows ``[B, 17, 4, h, w]``, their perturbed keyframes, what is kept, the skips and the levels."""
     skips = [SKIP_FRAMES[rng.integers(2)] for _ in range(batch)]
     rows = [clips[skip].latents[rng.integers(len(clips[skip].scenes))].float() for skip in skips]
     windows = torch.stack([row.flip(0) if rng.random() < 0.5 else row for row in rows])  # [B, 17, 4, h, w]
-    keyframes = windows[:, ::4]
-    level = np.where(rng.random(batch) < 0.4, 0, rng.integers(MAX_NOISE_LEVEL + 1, size=batch))
-    bars = noise_levels(1000)[1].flip(0)[torch.from_numpy(np.maximum(level - 1, 0))]
-    bars = torch.where(torch.from_numpy(level) > 0, bars, 1.0)[:, None, None, None, None]
-    perturbed = bars.sqrt() * keyframes + (1 - bars).sqrt() * draw_normal(rng, keyframes)
+    perturbed, level = perturb(rng, windows[:, ::4])
     keep = torch.from_numpy((rng.random(batch) >= KEYFRAME_DROPOUT).astype(np.float32))
-    return windows, perturbed, keep, torch.tensor(skips), torch.from_numpy(level)
+    return windows, perturbed, keep, torch.tensor(skips), level

@@ -1,4 +1,4 @@
-"""Clips on disk for evaluation: videos and PNG sequences, found by name and read a few frames at a time."""
+"""Clips on disk: videos and PNG sequences, found by name and read a few frames at a time."""
 
 import re
 from collections.abc import Iterator
@@ -58,6 +58,21 @@ class ClipFiles:
         if held:
             yield torch.stack(held)
 
+    def rate(self) -> float | None:
+        """Return the frames per second that a video says of itself; None for PNG frames and where it says none.
+
+        Raises:
+            InputError: if the video cannot be opened.
+        """
+        if self.files[0].suffix.lower() == ".png":
+            return None
+        try:
+            with av.open(str(self.files[0])) as container:
+                streams = container.streams.video
+                return float(streams[0].average_rate) if streams and streams[0].average_rate else None
+        except FFmpegError as error:
+            raise _unreadable(self.files[0], error) from error
+
     def _frames(self) -> Iterator[Tensor]:
         if self.files[0].suffix.lower() == ".png":
             for path in self.files:
@@ -79,7 +94,11 @@ def _video_frames(path: Path) -> Iterator[Tensor]:
                 pixels = np.rot90(pixels, round(frame.rotation / 90)).copy()
                 yield torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
     except FFmpegError as error:
-        raise InputError(f"cannot read the video '{path}' ({error.strerror}): check the file") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: FFmpegError) -> InputError:
+    return InputError(f"cannot read the video '{path}' ({error.strerror}): check the file")
 
 
 def find_clips(path: str | Path) -> dict[str, ClipFiles]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..checkpoints.folder import ModelFiles, find_models
 from ..checkpoints.folding import Parity
 from ..checkpoints.loading import Loaded
+from ..checkpoints.lora import with_loras
 from ..errors import InputError
 from ..media.pictures import fit_as_released, fit_covering, to_rgb
 from ..runtime.budget import ENCODE
@@ -49,20 +50,27 @@ class Pipeline:
             function up to rounding (``folding.fold``).
         uses_graphs: on a CUDA device, record a sampling step once and replay it (``runtime.graph``).
         defaults: settings to start from where the caller's are None.
+        loras: files with their strengths, merged into the U-Nets that they were made for.
         budget: what the networks may use of the device and of main memory; default: what is free.
+        rounds: keep weights of U-Nets and text encoder in 8 bit, but where it shows (``runtime.rounding``).
+        prompt_cache: folder in which encoded prompts are kept and looked for; None keeps none.
     """
 
     def __init__(
         self, models: ModelFiles, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
         keeps_networks: bool = True, parity: Parity = "fast", uses_graphs: bool = True,
         defaults: Settings | None = None, budget: Budget | None = None,
+        loras: Sequence[tuple[str | Path, float]] = (), rounds: bool = False,
+        prompt_cache: Path | None = None,
     ) -> None:  # fmt: skip
-        self.models, self.device, self.dtype = models, torch.device(device), dtype
+        self.models, self.device, self.dtype = with_loras(models, loras), torch.device(device), dtype
         self.family, self.release = models.family, RELEASES[models.family]
         self.uses_graphs = uses_graphs and self.device.type == "cuda"
         self.defaults = defaults or Settings(fps="low", width=512, height=512)
-        self.networks = Networks(models, self.device, dtype, parity, keeps_all=keeps_networks, budget=budget)
-        self.prompts = Prompts(self.networks)
+        self.networks = Networks(
+            self.models, self.device, dtype, parity, keeps_all=keeps_networks, budget=budget, rounds=rounds
+        )
+        self.prompts = Prompts(self.networks, prompt_cache)
 
     @classmethod
     def from_folder(cls, folder: str | Path, **options: Any) -> "Pipeline":

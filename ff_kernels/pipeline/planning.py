@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from ..checkpoints.folding import fold
+from torch import nn
+
+from ..checkpoints.detection import Kind
+from ..checkpoints.folding import Parity, Target, fold
 from ..checkpoints.loading import build_network
 from ..errors import DeviceError
 from ..runtime.budget import ENCODE
 from ..runtime.placing import blocks_of
-from ..runtime.plan import Budget, Plan, plan_network, size_of
+from ..runtime.plan import Blocks, Budget, Plan, plan_network, size_of
 from ..stages.interpolation import GAP_STAGES
 from .needs import (
     Batch,
@@ -150,11 +154,18 @@ def _plan_of(
     kind, target = pipeline.models.require(stage)[1], pipeline.networks.target(stage)
     if isinstance(what, MovqNeed):
         return plan_movq(kind.config, what, limits, pipeline.device, pipeline.dtype)
-    network = build_network(kind, device="meta")
-    if pipeline.networks.parity == "fast":
-        fold(network, target)
+    network, blocks = _sizes(kind, target, pipeline.networks.parity, pipeline.networks.rounds)
     if what is None:
         need: Need = text_need(kind.config, 1, target.dtype)
     else:
         need = unet_need(network, what, target, settings.is_stacked)
-    return plan_network(blocks_of(network, target.dtype), limits, **vars(need))
+    return plan_network(blocks, limits, **vars(need))
+
+
+@lru_cache(maxsize=8)
+def _sizes(kind: Kind, target: Target, parity: Parity, rounds: bool) -> tuple[nn.Module, Blocks]:
+    """Return a network without weights, and what a plan needs to know of it."""
+    network = build_network(kind, device="meta")
+    if parity == "fast":
+        fold(network, target)
+    return network, blocks_of(network, target.dtype, rounds=rounds)

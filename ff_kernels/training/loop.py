@@ -3,19 +3,22 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError, TrainingError
 from ..files import atomic_path
+from ..runtime.devices import peak_bytes
 
 SAVE_EVERY_S = 60.0
 
@@ -41,6 +44,8 @@ class TrainConfig:
         max_grad_norm: longer gradients are shortened to this.
         slow: name prefix of parameters that learn at 0.3 of the rate.
         cosine: whether the rate falls to zero on a cosine; a stage that another follows keeps it.
+        accumulate: batches whose gradients are averaged for one step.
+        uses_8bit: keep the optimiser's state in 8 bits, by bitsandbytes.
     """
 
     steps: int
@@ -52,6 +57,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     slow: str | None = None
     cosine: bool = True
+    accumulate: int = 1
+    uses_8bit: bool = False
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
@@ -72,26 +79,47 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-class _Training:
-    """An objective with its optimiser, averages and progress: everything that a state file holds."""
+class _Gradient(nn.Module):
+    """The objective with its gradient taken inside of the call: checkpointed blocks run again on the same weights."""
+
+    def __init__(self, objective: nn.Module, share: float) -> None:
+        super().__init__()
+        self.objective, self.share = objective, share
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        loss = self.objective(*batch)
+        (loss * self.share).backward()
+        return loss.detach()
+
+
+class Training:
+    """An objective with its optimiser, averages and progress: everything that a state file holds.
+
+    Attributes:
+        step: steps that are done.
+        seconds: time that they took, of earlier runs too.
+        loss: running mean of the loss.
+        last: numbers of the last step: loss, learning_rate, grad_norm.
+    """
 
     def __init__(self, objective: nn.Module, config: TrainConfig, dtype: torch.dtype) -> None:
         self.objective, self.config, self.dtype = objective, config, dtype
         self.weights = {k: p for k, p in objective.named_parameters() if p.requires_grad}
+        self.device = next(iter(self.weights.values())).device
         is_slow = {k: bool(config.slow) and k.startswith(config.slow) for k in self.weights}
         groups = [
             {"params": [p for k, p in self.weights.items() if is_slow[k] == slow], "share": share}
             for slow, share in ((False, 1.0), (True, 0.3))
             if not slow or any(is_slow.values())
         ]
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
-        )
+        make = _adamw_8bit() if config.uses_8bit else torch.optim.AdamW
+        self.optimizer = make(groups, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay)
         self.averages = {k: p.detach().clone() for k, p in self.weights.items()}
         self.step, self.seconds, self.loss = 0, 0.0, None
+        self.last: dict[str, float] = {}
 
     def state(self) -> dict[str, Any]:
-        """What resumes this training, in the layout of the state file."""
+        """Return what resumes this training."""
         return {
             "step": self.step,
             "seconds": self.seconds,
@@ -103,32 +131,83 @@ class _Training:
 
     @torch.no_grad()
     def resume(self, state: Mapping[str, Any]) -> None:
+        """Take up what ``state`` returned."""
         self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
         self.averages.update(state["averages"])
         for key, value in state["weights"].items():
             self.weights[key].copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the objective have the averaged weights for a while."""
+        kept = {k: p.detach().clone() for k, p in self.weights.items()}
+        self._set(self.averages)
+        try:
+            yield
+        finally:
+            self._set(kept)
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, Tensor]) -> None:
+        for key, parameter in self.weights.items():
+            parameter.copy_(values[key])
+
     def take_step(self, draw: Draw, seed: int) -> None:
-        """Draw a batch, move the weights and their averages; random numbers are seeded by the step alone."""
-        config, device = self.config, next(iter(self.weights.values())).device
+        """Draw a batch, move the weights and their averages; random numbers are seeded by the step alone.
+
+        Raises:
+            TrainingError: if loss or gradient is not finite; nothing has moved then.
+        """
+        config = self.config
+        rate = config.learning_rate * learning_rate_at(self.step, config)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_at(self.step, config) * group["share"]
-        rng = np.random.default_rng([self.step, 7, seed])
-        batch = [t.to(device) for t in draw(rng, config.batch)]
-        torch.manual_seed(int(rng.integers(2**62)))
-        cast = {k: p.to(self.dtype) for k, p in self.objective.named_parameters()}
-        loss = functional_call(self.objective, cast, tuple(batch))
+            group["lr"] = rate * group["share"]
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.weights.values(), config.max_grad_norm)
+        rng = np.random.default_rng([self.step, 7, seed, *_rank()])
+        cast = {f"objective.{k}": p.to(self.dtype) for k, p in self.objective.named_parameters()}
+        gradient, loss = _Gradient(self.objective, 1 / config.accumulate), 0.0
+        for _ in range(config.accumulate):
+            batch = [t.to(self.device) for t in draw(rng, config.batch)]
+            torch.manual_seed(int(rng.integers(2**62)))
+            loss += functional_call(gradient, cast, tuple(batch)).item() / config.accumulate
+        _average_over_ranks(self.weights.values())
+        norm = nn.utils.clip_grad_norm_(self.weights.values(), config.max_grad_norm).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(
+                f"expected a finite loss and gradient at step {self.step + 1}, got {loss:g} and {norm:g}: the state of "
+                f"step {self.step} is kept; go on with a lower learning rate, or look at the clips"
+            )
         self.optimizer.step()
         decay = min(config.ema_decay, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
             moved = [p.detach() for p in self.weights.values()]
             torch._foreach_lerp_(list(self.averages.values()), moved, 1 - decay)
         self.step += 1
-        self.loss = loss.item() if self.loss is None else 0.99 * self.loss + 0.01 * loss.item()
+        self.loss = loss if self.loss is None else 0.99 * self.loss + 0.01 * loss
+        self.last = {"loss": loss, "learning_rate": rate, "grad_norm": norm}
+
+
+def _adamw_8bit() -> type[torch.optim.Optimizer]:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise InputError(
+            "expected bitsandbytes for an optimiser of 8 bits, found none: install it, or train without"
+        ) from error
+    return AdamW8bit
+
+
+def _rank() -> tuple[int, ...]:
+    """Which of several processes this is, as a part of a seed: one process and the first of several draw the same."""
+    return (dist.get_rank(),) if dist.is_initialized() and dist.get_rank() else ()
+
+
+def _average_over_ranks(parameters: Iterable[nn.Parameter]) -> None:
+    if dist.is_initialized():
+        for parameter in parameters:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
 
 
 def train(
@@ -137,53 +216,69 @@ def train(
     config: TrainConfig,
     checkpoint: Path,
     *,
-    device: torch.device,
     dtype: torch.dtype,
     seed: int = 0,
+    begun: str | None = None,
+    on_step: Callable[[Training], bool | None] | None = None,
 ) -> dict[str, Tensor]:
     """Train ``objective``, whose forward maps a batch to a scalar loss, and return its averaged weights.
 
     The forward runs on weights cast to ``dtype`` while the optimiser keeps float32 weights; casting by hand
-    instead of autocast keeps the networks free of any precision policy.
+    instead of autocast keeps the networks free of any precision policy. Under ``torchrun`` every process draws its own
+    batches, gradients are averaged, and the first process writes.
 
     Args:
-        objective: module in float32; parameters with ``requires_grad`` are trained.
+        objective: module on the device to train on; parameters with ``requires_grad`` are trained, in float32.
         source: ``(rng, batch) -> tensors`` in float32 on the CPU; ``rng`` and torch's own generator are seeded by
             the step, so that a resumed run sees what an uninterrupted one would have seen. A curriculum gives
             another at every step.
         config: the recipe.
         checkpoint: file that holds the state; an existing one is resumed.
-        device: where to train.
         dtype: float32, or bfloat16 where the processor multiplies it faster.
         seed: of the data and of the noise that the objective draws.
+        begun: names what the training started from; default the fingerprint of the objective's weights.
+        on_step: called after every step; returning True stops here, with the state saved.
 
     Returns:
         Averaged float32 weights of the trained parameters by name, on the CPU.
 
     Raises:
         CheckpointError: if the state is of a training from other start weights, or of a longer one.
+        TrainingError: if loss or gradient is not finite; the state before that step is saved.
     """
-    begun = fingerprint(objective.state_dict())
-    training = _Training(objective.to(device), config, dtype)
+    begun = begun or fingerprint(objective.state_dict())
+    training = Training(objective, config, dtype)
     if checkpoint.exists():
-        training.resume(_read_state(checkpoint, begun, config, device))
+        training.resume(_read_state(checkpoint, begun, config, training.device))
     clock = saved = time.monotonic()
     bar = tqdm(range(training.step, config.steps), initial=training.step, total=config.steps, desc=checkpoint.stem,
                mininterval=5)  # fmt: skip
-    for step in bar:
-        draw = source.at(step / config.steps) if isinstance(source, Curriculum) else source
-        training.take_step(draw, seed)
-        bar.set_postfix(loss=f"{training.loss:.4f}", refresh=False)
-        now = time.monotonic()
-        training.seconds, clock = training.seconds + now - clock, now
-        if now - saved > SAVE_EVERY_S:
-            _write_state(checkpoint, begun, training)
-            saved = now
+    try:
+        for step in bar:
+            training.take_step(source.at(step / config.steps) if isinstance(source, Curriculum) else source, seed)
+            bar.set_postfix(loss=f"{training.loss:.4f}", **_memory(training.device), refresh=False)
+            now = time.monotonic()
+            training.seconds, clock = training.seconds + now - clock, now
+            if on_step is not None and on_step(training):
+                break
+            if now - saved > SAVE_EVERY_S:
+                _write_state(checkpoint, begun, training)
+                saved = now
+    except TrainingError:
+        _write_state(checkpoint, begun, training)
+        raise
     _write_state(checkpoint, begun, training)
     return {k: v.cpu() for k, v in training.averages.items()}
 
 
-def _write_state(path: Path, begun: str, training: _Training) -> None:
+def _memory(device: torch.device) -> dict[str, str]:
+    peak = peak_bytes(device)
+    return {} if peak is None else {"memory": f"{peak / 1e9:.1f} GB"}
+
+
+def _write_state(path: Path, begun: str, training: Training) -> None:
+    if _rank():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         torch.save({"begun": begun, **training.state()}, temporary)

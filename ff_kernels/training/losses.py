@@ -175,9 +175,7 @@ class _GapObjective(nn.Module):
         noisy = bar.sqrt() * clean + (1 - bar).sqrt() * noise
         x = show(noisy).flatten(0, 1).to(self.null_embedding.dtype, memory_format=torch.channels_last)
         out = self.unet(x, conditions).float().unflatten(0, clean.shape[:-3])
-        velocity = bar.sqrt() * noise - (1 - bar).sqrt() * clean
-        error = (out - velocity).square().mean(dim=inner)
-        return (error * (1 - alpha_bar).clamp(min=MIN_WEIGHT)).mean()
+        return velocity_error(out, clean, noise, alpha_bar, MIN_WEIGHT).mean()
 
 
 class GapVelocity(_GapObjective):
@@ -205,6 +203,19 @@ class MaskedVelocity(_GapObjective):
         # A clip without its keyframes is shown no mask either, as in the sampler's other branch.
         shown = masked_groups(keyframes).unflatten(0, (len(groups), -1)) * keep[:, None, None, None, None]
         return self._error(groups, noise, lambda noisy: torch.cat([noisy.flatten(1, 2), shown], dim=2), *conditions)
+
+
+def noise_error(out: Tensor, noise: Tensor, alpha_bar: Tensor, max_weight: float) -> Tensor:
+    """Return ``[B]`` mean squared errors of predicted noise ``[B, ...]``, weighed as 1 / alpha_bar up to a limit."""
+    return (out - noise).square().flatten(1).mean(dim=1) * (1 / alpha_bar).clamp(max=max_weight)
+
+
+def velocity_error(out: Tensor, clean: Tensor, noise: Tensor, alpha_bar: Tensor, min_weight: float) -> Tensor:
+    """Return ``[B]`` mean squared errors of v = sqrt(a) eps - sqrt(1 - a) x0, weighed as 1 - alpha_bar from a limit."""
+    inner = tuple(range(1, clean.ndim))
+    bar = alpha_bar.reshape(-1, *(1 for _ in inner))
+    velocity = bar.sqrt() * noise - (1 - bar).sqrt() * clean
+    return (out - velocity).square().mean(dim=inner) * (1 - alpha_bar).clamp(min=min_weight)
 
 
 def picture_error(a: Tensor, b: Tensor, squared: float = 0.0) -> Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..sampling.levels import Levels
 from ..sampling.schedule import make_schedule_v10
 
 # Most clips are drawn at the releases' 50 steps; the rest make other step counts usable.
@@ -34,3 +35,10 @@ def draw_noise_levels(rng: np.random.Generator, batch: int) -> tuple[Tensor, Ten
 def draw_normal(rng: np.random.Generator, like: Tensor) -> Tensor:
     """Draw standard normal numbers in the shape of ``like``, float32."""
     return torch.from_numpy(rng.standard_normal(tuple(like.shape), dtype=np.float32))
+
+
+def draw_trained_levels(rng: np.random.Generator, batch: int, levels: Levels) -> tuple[Tensor, Tensor]:
+    """Draw a timestep that a network was trained at, and its cumulative alpha, per clip: ``[B]`` each."""
+    places = (rng.permutation(batch) + rng.random(batch)) / batch
+    picks = torch.from_numpy((places * len(levels.sigmas)).astype(np.int64))
+    return picks, levels.bars_of(picks)[:-1].float()

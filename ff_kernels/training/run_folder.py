@@ -44,7 +44,7 @@ class TrainRun:
         """Train an objective to its end; it then has the averaged weights where trained. Nothing but state is kept."""
         config = replace(config, steps=self.scaled(config.steps))
         checkpoint = self.folder / "state" / f"{stage}.pt"
-        averages = train(objective, source, config, checkpoint, device=self.device, dtype=self.dtype, seed=self.seed)
+        averages = train(objective.to(self.device), source, config, checkpoint, dtype=self.dtype, seed=self.seed)
         objective.cpu().load_state_dict(averages, strict=False)
 
     def save(self, stage: str, weights: dict[str, Tensor]) -> None:

@@ -44,6 +44,7 @@ from .networks import NETWORKS, EngineView
 from .runs import RUN, with_run
 from .tables import TABLES, with_tables
 from .text import context_of
+from .training import weigh_for_training
 
 # Core multiplies it with latent positions to guess what to free. Not measured on a GPU yet: half more than core's
 # default of 2, because activations are wide before the first halving.
@@ -160,6 +161,8 @@ def lowest_skip(config: UNetConfig) -> int:
 def clip_denoised(arguments: dict[str, Any]) -> Tensor:
     """Clip core's estimate ``[B, 4, T, h, w]`` as the release does, after guidance and frame by frame."""
     denoised = arguments["denoised"]
+    if denoised.requires_grad:
+        return weigh_for_training(denoised, arguments["sigma"])
     if arguments["model"].network_config.family == "1.1":
         return clip_to_range(denoised)
     frames = denoised.movedim(2, 1)

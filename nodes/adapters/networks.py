@@ -19,6 +19,7 @@ from .conditioner import Conditioner
 from .latent import CHANNELS
 from .patches import hooks_of
 from .tables import TABLES
+from .training import refuse_bypass
 
 
 class _InCore:
@@ -82,6 +83,7 @@ class CoreKeyframeUNet(_InCore, KeyframeUNet):
         **_: Any,
     ) -> Tensor:
         """Predict the noise of ``[B, 4, T, h, w]``; ``first_frame`` is ``[B, 5, T, h, w]``, image and mask."""
+        refuse_bypass(self)
         B, _, T = x.shape[:3]
         is_video = self.config.family == "1.0" or T > 1 or first_frame is not None
 

@@ -10,7 +10,7 @@ from .._compat import APPLY_MODEL, KSAMPLER, PREDICT_NOISE, CFGGuider, warn
 from .conditioner import KEY
 from .latent import IMAGE_KEYS, MARKED, NO_FIRST_FRAME, Conditioning
 from .networks import EngineView, HungRun
-from .patches import unread, unread_warning
+from .patches import NOTICE, Notice, unread
 from .tables import TABLES
 
 RUN = "fusionframes_run"
@@ -35,12 +35,10 @@ MIXING = {
 
 def with_run(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], *args: Any, **kw: Any) -> Any:
     """Run core's sampler, saying first what nobody reads; a wrapper around ``sampler.sample``."""
-    options = extra_args["model_options"]
-    names = unread(options, guider.conds)
-    if isinstance(executor.class_obj, _Stage):
-        names += unread_by_stages(options)
-    if names:
-        warn(unread_warning(names))
+    options, notice = extra_args["model_options"], Notice(warn)
+    names = unread(options["transformer_options"], guider.conds)
+    notice(names + unread_by_stages(options) if isinstance(executor.class_obj, _Stage) else names)
+    options["transformer_options"][NOTICE] = notice
     functions = options.get("sampler_post_cfg_function", [])
     if any(function.__module__ == ON_PICTURES for function in functions):
         options["sampler_post_cfg_function"] = [

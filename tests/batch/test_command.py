@@ -41,6 +41,17 @@ def test_batch_makes_a_manifest_and_packs_and_a_second_run_makes_nothing(tmp_pat
     assert "of p.jsonl 2 of 3 done, 0 missing" in capsys.readouterr().out
 
 
+def test_row_that_was_wrong_and_is_mended_leaves_no_failure_behind(tmp_path, capsys):
+    prompts = tmp_path / "p.csv"
+    prompts.write_text(f"prompt,seed\n{PROMPT},one\n")
+    asked = ["batch", str(prompts), "-o", str(tmp_path / "out"), *QUICK]
+    assert main(asked) == 2
+    assert len(list((tmp_path / "out" / "failed").iterdir())) == 1
+    prompts.write_text(f"prompt,seed\n{PROMPT},1\n")
+    assert main(asked) == 0
+    assert list((tmp_path / "out" / "failed").iterdir()) == []
+
+
 def test_interrupted_run_says_how_to_go_on_with_status_130(tmp_path):
     (tmp_path / "p.txt").write_text("\n".join(f"{PROMPT} {i}" for i in range(40)))
     asked = [
@@ -70,6 +81,7 @@ def test_interrupted_run_says_how_to_go_on_with_status_130(tmp_path):
 WRONG = {
     "no_prompts": ([], "a file of prompts"),
     "absent": (["absent.txt"], "absent.txt"),
+    "status": (["--status"], "found none at 'out'"),
     "shard": (["p.txt", "--shard", "4/4"], "'4/4'"),
     "auto": (["p.txt", "--shard", "auto"], "found none"),
     "device": (["p.txt", "--device", "abacus"], "abacus"),

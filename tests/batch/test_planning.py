@@ -7,10 +7,12 @@ from PIL import Image
 from support import release
 
 from fusionframes.ff_kernels.batch import jobs
-from fusionframes.ff_kernels.batch.fingerprints import weights_fingerprint
+from fusionframes.ff_kernels.batch.engine import ModelOptions, open_pipeline
 from fusionframes.ff_kernels.batch.jobs import HOW, RowDefaults, drawn_settings
 from fusionframes.ff_kernels.batch.planning import make_plan
 from fusionframes.ff_kernels.batch.rows import Row
+from fusionframes.ff_kernels.checkpoints.fingerprints import weights_fingerprint
+from fusionframes.ff_kernels.checkpoints.lora import write_lora
 from fusionframes.ff_kernels.checkpoints.reading import Contents
 from fusionframes.ff_kernels.demo.model import demo_pipeline
 from fusionframes.ff_kernels.pipeline.pipeline import Pipeline
@@ -138,3 +140,15 @@ def test_negative_prompt_that_is_mended_is_another_text(pipeline):
     plain, mended, cut, whole = (job.text_key for job in make_plan(rows, pipeline, RowDefaults()).jobs)
     assert plain == mended
     assert len({plain, cut, whole}) == 3
+
+
+def test_lora_and_its_strength_make_new_keys(tmp_path, pipeline):
+    contents, kind = pipeline.models.files["keyframe"]
+    name = "down_samples.1.self_attention_block.attention.to_query"
+    weight = contents.tensors[f"{name}.weight"]
+    path = tmp_path / "motion.safetensors"
+    write_lora(path, {name: (torch.ones(len(weight), 1), torch.ones(1, weight.shape[1]))}, 1.0, kind, {})
+    options = [ModelOptions(dtype="float32", loras=((path, strength),)) for strength in (0.0, 0.5, 1.0)]
+    keys = [keys_of([row()], open_pipeline(each, device="cpu"))[0] for each in options]
+    assert keys[0] == keys_of([row()], pipeline)[0]
+    assert len(set(keys)) == 3

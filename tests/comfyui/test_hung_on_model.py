@@ -96,6 +96,13 @@ def test_what_nobody_reads_is_said_on_the_node(core, demo, prompts, plain, caplo
     assert said == ["FusionFrames U-Nets do not read: double_block patch; the result is the same without"]
 
 
+def test_guidance_that_skips_layers_of_another_network_is_said(core, demo, prompts, plain, caplog):
+    model = patched(core, "nodes_slg", "SkipLayerGuidanceDiT", demo.model, 3.0, 0.0, 1.0, "0", "0", 0.0)
+    ksampler(core, model, prompts, plain[0])
+    said = [record.getMessage() for record in caplog.records if "do not read: dit replacement;" in record.getMessage()]
+    assert len(said) == 1
+
+
 def test_the_interpolation_says_that_it_mixes_branches_by_itself(core, demo, plain, caplog):
     model = demo.interpolation.clone()
     model.set_model_sampler_cfg_function(lambda args: args["cond"])

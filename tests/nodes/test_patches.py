@@ -136,13 +136,18 @@ def test_rows_of_one_token_are_filled_and_attend_alike():
 
 def test_what_nobody_reads_is_named():
     options = {
-        "transformer_options": {
-            "patches": {"attn1_patch": [1], "middle_block_after_patch": [1], "double_block": []},
-            "patches_replace": {"attn1": {0: 1}, "dit": {0: 1}},
-            "rope_options": {},
-        }
+        "patches": {"attn1_patch": [1], "middle_block_after_patch": [1], "double_block": []},
+        "patches_replace": {"attn1": {0: 1}, "dit": {0: 1}},
+        "rope_options": {},
     }
     names = patches.unread(options, {"positive": [{"control": object()}], "negative": [{"control": None}]})
     assert names == ["middle_block_after_patch patch", "dit replacement", "rope options", "ControlNet"]
-    assert patches.unread({"transformer_options": {}}, {"positive": [{}]}) == []
-    assert "do not read: ControlNet;" in patches.unread_warning(["ControlNet"])
+    assert patches.unread({}, {"positive": [{}]}) == []
+
+
+def test_what_hangs_on_single_calls_only_is_said_once(network):
+    said = []
+    notice = patches.Notice(said.append)
+    for _ in range(2):
+        run(network, **{patches.NOTICE: notice, "patches_replace": {"dit": {("double_block", 0): None}}})
+    assert said == ["FusionFrames U-Nets do not read: dit replacement; the result is the same without"]

@@ -1,3 +1,9 @@
+import os
+import random
+import signal
+import time
+import warnings
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -5,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusionframes.ff_kernels.errors import CheckpointError
+from fusionframes.ff_kernels.errors import CheckpointError, TrainingError
 from fusionframes.ff_kernels.training.loop import Curriculum, TrainConfig, fingerprint, learning_rate_at, train
 
 
@@ -35,7 +41,7 @@ def draw_nothing(rng, batch):
 
 
 CONFIG = TrainConfig(steps=200, batch=8, learning_rate=0.1, warmup=5, weight_decay=0, ema_decay=0.9)
-CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
+CPU = {"dtype": torch.float32}
 
 
 class NoisyLine(Line):
@@ -139,3 +145,80 @@ def test_train_asks_a_curriculum_for_the_batches_of_every_step(tmp_path):
     )
     assert all(torch.equal(curriculum[key], plain[key]) for key in plain)
     assert not all(torch.allclose(other[key], plain[key], atol=1e-3) for key in plain)
+
+
+class Poisoned(Line):
+    """Whose loss is no number at one step, as a clip of broken pixels would make it."""
+
+    def forward(self, x):
+        return super().forward(x) * (float("nan") if x.max() > 2.2 else 1)
+
+
+def test_train_stops_at_a_loss_that_is_no_number_and_keeps_the_state_before_it(tmp_path):
+    path = tmp_path / "line.pt"
+    with pytest.raises(
+        TrainingError, match=r"finite loss and gradient at step (\d+), got nan.*step (\d+) is kept"
+    ) as stop:
+        train(started(Poisoned), draw_line, CONFIG, path, **CPU)
+    state = torch.load(path, weights_only=True)
+    assert f"step {state['step'] + 1}," in str(stop.value)
+    assert state["step"] > 3
+    assert all(value.isfinite().all() for value in state["weights"].values())
+    # Without the bad clip it goes on to where it would have come without the stop.
+    assert train(started(), draw_line, CONFIG, path, **CPU)
+    whole = train(started(), draw_line, CONFIG, tmp_path / "whole.pt", **CPU)
+    resumed = torch.load(path, weights_only=True)["averages"]
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_train_stops_where_it_is_asked_to_and_tells_every_step(tmp_path):
+    seen = []
+
+    def on_step(training):
+        seen.append((training.step, training.last["loss"]))
+        return training.step == 7
+
+    train(started(), draw_line, CONFIG, tmp_path / "line.pt", on_step=on_step, **CPU)
+    assert [step for step, _ in seen] == [*range(1, 8)]
+    assert seen[-1][1] < seen[0][1]
+    assert torch.load(tmp_path / "line.pt", weights_only=True)["step"] == 7
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path):
+    # The same eight numbers in one batch, and in two of four.
+    config = replace(CONFIG, steps=20)
+    numbers = draw_line(np.random.default_rng(3), 8)[0]
+    halves = iter([numbers[:4], numbers[4:]] * 20)
+    large = train(started(), lambda rng, batch: (numbers,), config, tmp_path / "a.pt", **CPU)
+    parts = replace(config, batch=4, accumulate=2)
+    small = train(started(), lambda rng, batch: (next(halves),), parts, tmp_path / "b.pt", **CPU)
+    assert all(torch.allclose(large[key], small[key], atol=1e-5) for key in large)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to start twenty runs without twenty imports of torch")
+def test_train_killed_at_twenty_random_moments_ends_with_the_numbers_of_an_uninterrupted_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("fusionframes.ff_kernels.training.loop.SAVE_EVERY_S", 0.0)
+    # A rate that does not fall, so that the end may be chosen after the kills.
+    config, path = replace(CONFIG, steps=4000, cosine=False), tmp_path / "killed.pt"
+    rng, steps = random.Random(0), []
+    for _ in range(20):
+        with warnings.catch_warnings():
+            # Python minds a fork beside threads; these are torch's, which wait.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if not child:
+            with suppress(BaseException):
+                train(started(NoisyLine), draw_line, config, path, **CPU)
+            os._exit(0)
+        time.sleep(rng.uniform(0.02, 0.25))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        if path.exists():
+            steps.append(torch.load(path, weights_only=True)["step"])
+    assert len(set(steps)) > 5
+    assert steps == sorted(steps)
+    monkeypatch.undo()
+    config = replace(config, steps=steps[-1] + 5)
+    resumed = train(started(NoisyLine), draw_line, config, path, **CPU)
+    whole = train(started(NoisyLine), draw_line, config, tmp_path / "whole.pt", **CPU)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)

@@ -32,7 +32,6 @@ def draw_line(rng, batch):
 
 
 CONFIG = TrainConfig(steps=200, batch=8, learning_rate=0.1, warmup=5, weight_decay=0, ema_decay=0.9)
-CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 
 
 def test_run_with_another_seed_draws_other_batches_from_a_curriculum_too(tmp_path):
@@ -44,7 +43,7 @@ def test_run_with_another_seed_draws_other_batches_from_a_curriculum_too(tmp_pat
             rows.append(draw_line(rng, batch)[0])
             return (rows[-1],)
 
-        run = TrainRun(tmp_path / str(seed), CPU["device"], CPU["dtype"], seed=seed)
+        run = TrainRun(tmp_path / str(seed), torch.device("cpu"), torch.float32, seed=seed)
         run.train("line", Line(), Curriculum(lambda done, draw=draw: draw), replace(CONFIG, steps=3))
     assert len(drawn[0]) == len(drawn[1]) == 3
     assert not any(torch.equal(a, b) for a, b in zip(drawn[0], drawn[1], strict=True))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoints.reading import Contents
+from .reading import Contents
 
 PIECE_BYTES = 512
 DIGITS = 16

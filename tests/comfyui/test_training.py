@@ -1,0 +1,97 @@
+"""Core's training nodes on our MODEL, and our trainer's files in core's loader."""
+
+import importlib
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fusionframes.ff_kernels.checkpoints.detection import Kind
+from fusionframes.ff_kernels.checkpoints.lora import write_lora
+from fusionframes.ff_kernels.demo import ninth, recipe
+from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet
+from fusionframes.ff_kernels.training.lora import lora_layers
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def trainer(core):
+    try:
+        return core.extra("nodes_train", "TrainLoraNode")
+    except (ImportError, AttributeError):
+        pytest.skip("this core has no training nodes")
+
+
+@pytest.fixture(scope="module")
+def lesson(core, demo):
+    """A clip of the ninth motion as core's data set nodes hand it on: a latent and its conditioning, as lists."""
+    scene = ninth.zigzag_scenes(held_out=False)[0]
+    frames = ninth.render_zigzag(scene, np.random.default_rng(0)).permute(0, 2, 3, 1)
+    latent = {"samples": demo.vae.encode(frames)}
+    return [latent], list(core.nodes.CLIPTextEncode().encode(demo.clip, scene.caption()))
+
+
+def train(trainer, demo, lesson, **changes):
+    options = {
+        "batch_size": 1, "steps": STEPS, "grad_accumulation_steps": 1, "learning_rate": 1e-3, "rank": 2,
+        "optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": "fp32", "lora_dtype": "fp32",
+        "quantized_backward": False, "algorithm": "LoRA", "gradient_checkpointing": False, "checkpoint_depth": 1,
+        "offloading": False, "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False,
+    }  # fmt: skip
+    wanted = set(trainer.execute.__func__.__code__.co_varnames)
+    given = {name: [value] for name, value in (options | changes).items() if name in wanted}
+    latents, positive = lesson
+    with torch.enable_grad():
+        return trainer.execute(model=[demo.model], latents=latents, positive=positive, **given).args
+
+
+def test_core_trains_our_model_and_its_loader_finds_every_key(core, demo, trainer, lesson, caplog):
+    lora, losses, _ = train(trainer, demo, lesson)
+    assert len(losses["loss"]) == STEPS
+    assert torch.tensor(losses["loss"]).isfinite().all()
+    moved = [value for name, value in lora.items() if name.endswith("lora_up.weight") and value.abs().max() > 0]
+    assert len(moved) > 100
+    with caplog.at_level(logging.WARNING):
+        importlib.import_module("comfy.sd").load_lora_for_models(demo.model, None, lora, 1.0, 0.0)
+    assert "not loaded" not in caplog.text.lower()
+
+
+def test_gradient_of_the_estimate_is_that_of_the_noise_at_every_level(core):
+    weigh = core.module("nodes.adapters.training").weigh_for_training
+    sigma = torch.tensor([0.05, 1.0, 20.0, 900.0])
+    with torch.enable_grad():
+        noise = torch.full((4, 4, 2, 3, 3), 0.3, requires_grad=True)
+        denoised = 1.0 - sigma.reshape(-1, 1, 1, 1, 1) * noise
+        weighed = weigh(denoised, sigma)
+        assert torch.allclose(weighed, denoised)
+        # A target 0.1 of noise away; core's loss, summed.
+        (weighed - (1.0 - sigma.reshape(-1, 1, 1, 1, 1) * 0.2)).square().sum().backward()
+    expected = 2 * 0.1 * (1 + sigma.square()).clamp(max=10)
+    assert torch.allclose(noise.grad.amax(dim=(1, 2, 3, 4)), expected, rtol=1e-3)
+
+
+def test_bypass_mode_is_refused_in_one_sentence(demo, trainer, lesson):
+    with pytest.raises(Exception, match=r"got one in bypass mode, which cannot run beside .*: switch bypass off"):
+        train(trainer, demo, lesson, bypass_mode=True)
+
+
+def test_file_of_our_trainer_loads_in_core_with_every_layer(core, demo, tmp_path, caplog):
+    unet = KeyframeUNet(recipe.KEYFRAMES, device="meta")
+    layers = lora_layers(unet, "all")
+    factors = {
+        name: (torch.randn(len(module.weight), 2), torch.randn(2, module.weight[0].numel()))
+        for name, module in layers.items()
+    }
+    folder = core.folder_paths.get_folder_paths("loras")[0]
+    path = tmp_path / "motion.safetensors"
+    write_lora(path, factors, 0.5, Kind("keyframe", "1.0", recipe.KEYFRAMES), {})
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / path.name).write_bytes(path.read_bytes())
+    core.folder_paths.filename_list_cache.clear()
+    with caplog.at_level(logging.WARNING):
+        (patched,) = core.nodes.LoraLoaderModelOnly().load_lora_model_only(demo.model, path.name, 1.0)
+    assert "not loaded" not in caplog.text.lower()
+    assert len(patched.patches) == len(layers)
