@@ -196,6 +196,9 @@ def place(
     apart = {id(layer) for layer in network.layers_read_apart()}
     # A layer that both prepare and a step read is at hand already where its block stays.
     visits = [(module, part) for module, part in visited if id(module) not in apart or id(module) in homes]
+    if plan.waiting == "file":
+        # Pages of a mapped file that were read stay in the memory of the process.
+        visits = [(module, [_read_anew(one, source_of) for one in part]) for module, part in visits]
     visiting = Visiting(visits, device, lambda m: id(m) in homes and streamer.is_running(homes[id(m)]))
     return _Placed([*([streamer] if running else []), visiting, LookedUp(network.looked_up(), device, dtype)])
 
