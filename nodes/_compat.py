@@ -1,7 +1,9 @@
 """The only import of ComfyUI's internals; what differs between core versions is settled here."""
 
 import inspect
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ import comfy.samplers
 import comfy.sd
 import comfy.supported_models_base
 import comfy.utils
+import comfy_execution.utils
 import folder_paths
 import latent_preview
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor, nn
 
 from ..ff_kernels.checkpoints.reading import SUFFIXES
@@ -44,6 +48,10 @@ ON_CLEANUP = comfy.patcher_extension.CallbacksMP.ON_CLEANUP
 ON_LOAD = comfy.patcher_extension.CallbacksMP.ON_LOAD
 PREPARE_SAMPLING = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
 SAMPLER_SAMPLE = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
+DIFFUSION_MODEL = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+PREDICT_NOISE = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
+APPLY_MODEL = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+CALC_COND_BATCH = comfy.patcher_extension.WrappersMP.CALC_COND_BATCH
 
 DTYPES = {"default": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -162,6 +170,44 @@ def encode_projected(clip: Any, tokens: Any) -> Tensor | None:
         return model.encode_token_weights(tokens)[1]
     finally:
         model.reset_clip_options()
+
+
+def run_wrapped(
+    function: Callable[..., Any], owner: Any, kind: str, transformer_options: dict[str, Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Run a function through the wrappers of a kind that core's nodes hung on a run."""
+    wrappers = comfy.patcher_extension.get_all_wrappers(kind, transformer_options)
+    if not wrappers:
+        return function(*args, **kwargs)
+    executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(function, owner, wrappers)
+    return executor.execute(*args, **kwargs)
+
+
+def run_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, **options: Any) -> Tensor:
+    """Run the attention that core or a node of it has chosen."""
+    return optimized_attention(query, key, value, heads, **options)
+
+
+@contextmanager
+def quiet(words: str) -> Iterator[None]:
+    """Keep a line that holds ``words`` out of core's log."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        return words not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(passes)
+    try:
+        yield
+    finally:
+        root.removeFilter(passes)
+
+
+def warn(text: str) -> None:
+    """Say something on the node that runs, and in core's log."""
+    logging.warning(text)
+    context = comfy_execution.utils.get_executing_context()
+    show_text(None if context is None else context.node_id, text)
 
 
 def show_text(node_id: str | None, text: str) -> None:

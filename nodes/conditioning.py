@@ -13,10 +13,14 @@ from ..ff_kernels.stages.tokenizer import MAX_TOKENS
 from ._api import io, ui
 from ._compat import mm, show_text
 from .adapters.clip import KEY, CoreTextModel
-from .adapters.latent import CHANNELS, FIRST_FRAME, MOTION_SCORE, NOISE_LEVEL, NULL, Conditioning, with_values
+from .adapters.latent import CHANNELS, FIRST_FRAME, MOTION_SCORE, NOISE_LEVEL, Conditioning, with_values
+from .adapters.text import MARKS, mark
 from .adapters.vae import movq_of
 from .widgets import ALIASES
 
+PROMPT = "a large purple triangle moves up on a white background"
+# How much of a negative prompt is read.
+AS_RELEASED, WHOLE = "as released", "whole"
 # Pixels per latent position and side, in both releases.
 FACTOR = LatentSpace.factor
 # Width, height and factor of the released sizes; the first entry leaves the choice to the widgets above it.
@@ -28,18 +32,26 @@ PRESETS = {
     "384 x 640, tall": (384, 640, FACTOR),
     "64 x 64, demo": (64, 64, 4),
 }
+# Width and height that the nodes begin with, in pixels.
+SIDE = 512
 NOISE_MAX = TRAIN_STEPS - 1
 MOTION = {f"{score}: {word}": score for word, score in MOTION_SCORES.items()}
+SLOW = next(label for label, score in MOTION.items() if score == V11.motion_score)
 
 
 def _size_inputs(keyframes: int) -> list[io.Int.Input]:
     pixels = "pixels; a multiple of 64 for the released models, of 8 for the demo model."
     return [
-        io.Int.Input("width", default=512, min=8, max=4096, step=8, tooltip=f"Width of the video in {pixels}"),
-        io.Int.Input("height", default=512, min=8, max=4096, step=8, tooltip=f"Height of the video in {pixels}"),
+        io.Int.Input(
+            "width", default=SIDE, optional=True, min=8, max=4096, step=8, tooltip=f"Width of the video in {pixels}"
+        ),
+        io.Int.Input(
+            "height", default=SIDE, optional=True, min=8, max=4096, step=8, tooltip=f"Height of the video in {pixels}"
+        ),
         io.Int.Input(
             "keyframes",
             default=keyframes,
+            optional=True,
             min=1,
             max=256,
             tooltip="Frames of the storyline, 2 per second in the releases. Trained on "
@@ -83,7 +95,8 @@ class TextEncode(io.ComfyNode):
                     "prompt",
                     multiline=True,
                     dynamic_prompts=True,
-                    default="a large purple triangle moves up on a white background",
+                    default=PROMPT,
+                    optional=True,
                     tooltip="What the video shows, in English, up to 128 tokens. Parentheses are read as text.",
                 ),
                 io.String.Input(
@@ -91,8 +104,16 @@ class TextEncode(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="",
+                    optional=True,
                     tooltip="What it should not show. Empty: the model's own null text, as the releases use. Cut to "
-                    "the length of the prompt, as release 1.0 does.",
+                    "the length of the prompt, as release 1.0 does; the node says when that cuts it.",
+                ),
+                io.Combo.Input(
+                    "negative_length",
+                    options=[AS_RELEASED, WHOLE],
+                    default=AS_RELEASED,
+                    optional=True,
+                    tooltip="as released: the negative prompt is cut to the prompt's length. whole: all of it is read.",
                 ),
             ],
             outputs=[
@@ -103,7 +124,9 @@ class TextEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip: object, prompt: str, negative_prompt: str = "") -> io.NodeOutput:
+    def execute(
+        cls, clip: object, prompt: str = PROMPT, negative_prompt: str = "", negative_length: str = AS_RELEASED
+    ) -> io.NodeOutput:
         """Encode both."""
         if not isinstance(getattr(clip, "cond_stage_model", None), CoreTextModel):
             raise InputError(
@@ -114,13 +137,19 @@ class TextEncode(io.ComfyNode):
             raise InputError("prompt expected a text, got an empty one: describe what the video shows")
         tokens = clip.tokenize(prompt)
         positive = clip.encode_from_tokens_scheduled(tokens)
-        if negative_prompt.strip():
-            cut = clip.tokenizer.tokenize_negative(negative_prompt, tokens[KEY].shape[1])
-            negative = clip.encode_from_tokens_scheduled(cut)
-        else:
-            negative = _null_like(positive)
         used, dropped = tokens[KEY].shape[1], tokens["dropped"]
         note = f"{used} of {MAX_TOKENS} tokens used" + (f", {dropped} dropped at the end" if dropped else "")
+        if not negative_prompt.strip():
+            negative = _null_like(positive)
+        else:
+            is_whole = negative_length == WHOLE
+            unwanted = (
+                clip.tokenize(negative_prompt) if is_whole else clip.tokenizer.tokenize_negative(negative_prompt, used)
+            )
+            negative = clip.encode_from_tokens_scheduled(unwanted)
+            if unwanted["dropped"]:
+                reason = "at the end" if is_whole else "as the prompt is shorter, as in the release"
+                note += f"; negative prompt: {unwanted['dropped']} tokens dropped {reason}"
         show_text(cls.hidden.unique_id, note)
         return io.NodeOutput(positive, negative, ui=ui.PreviewText(note))
 
@@ -129,8 +158,8 @@ def _null_like(positive: Conditioning) -> Conditioning:
     """Return a null text as long as the prompt: its pooled vector depends on that length."""
     out = []
     for tensor, options in positive:
-        context, mask = null_context(tensor.new_zeros(tensor.shape[-1]), *tensor.shape[:2])
-        out.append([context, {**options, "attention_mask": mask, NULL: True}])
+        context, mask = null_context(tensor.new_zeros(tensor.shape[-1] - MARKS), *tensor.shape[:2])
+        out.append([mark(context, mask, is_null=True), {**options, "attention_mask": mask}])
     return out
 
 
@@ -152,6 +181,7 @@ class EmptyLatent(io.ComfyNode):
                     "preset",
                     options=list(PRESETS),
                     default=AS_GIVEN,
+                    optional=True,
                     tooltip="Sizes of the releases. Anything but the first entry overrides width and height.",
                 ),
                 io.Vae.Input(
@@ -171,7 +201,12 @@ class EmptyLatent(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, width: int, height: int, keyframes: int, preset: str = AS_GIVEN, vae: object = None
+        cls,
+        width: int = SIDE,
+        height: int = SIDE,
+        keyframes: int = V10.keyframes,
+        preset: str = AS_GIVEN,
+        vae: object = None,
     ) -> io.NodeOutput:
         """Make the latent."""
         width, height, factor = PRESETS[preset] or (width, height, FACTOR)
@@ -230,13 +265,15 @@ class ImageToVideo(io.ComfyNode):
                 io.Combo.Input(
                     "motion",
                     options=list(MOTION),
-                    default=next(label for label, score in MOTION.items() if score == V11.motion_score),
+                    default=SLOW,
+                    optional=True,
                     tooltip="How much moves, as the motion score 1 to 100 that the model was trained with.",
                 ),
                 io.Int.Input(
                     "noise_augmentation",
                     display_name="noise_level",
                     default=V11.noise_level,
+                    optional=True,
                     min=0,
                     max=NOISE_MAX,
                     tooltip=f"Diffusion steps of noise on the picture, 0 to 999; the release uses {V11.noise_level}. "
@@ -265,11 +302,11 @@ class ImageToVideo(io.ComfyNode):
         negative: Conditioning,
         vae: object,
         image: Tensor,
-        width: int,
-        height: int,
-        keyframes: int,
-        motion: str,
-        noise_augmentation: int,
+        width: int = SIDE,
+        height: int = SIDE,
+        keyframes: int = V11.keyframes,
+        motion: str = SLOW,
+        noise_augmentation: int = V11.noise_level,
     ) -> io.NodeOutput:
         """Encode the picture and add it to both conditionings."""
         if not 0 <= noise_augmentation <= NOISE_MAX:

@@ -38,6 +38,7 @@ class MoVQDecode(io.ComfyNode):
                 io.Int.Input(
                     "frames_per_chunk",
                     default=0,
+                    optional=True,
                     min=0,
                     max=256,
                     tooltip="Frames decoded at once; 0 splits as the releases do, into chunks of about 4 to 7. Fewer "
@@ -47,6 +48,7 @@ class MoVQDecode(io.ComfyNode):
                     "seams",
                     options=[AS_RELEASED, BLENDED],
                     default=AS_RELEASED,
+                    optional=True,
                     tooltip="as released: the video decoder of release 1.1 starts anew at every chunk and reads its "
                     "first frame in every attention. blended: chunks overlap by two frames and are cross-faded, each "
                     "frame reads itself.",
@@ -105,16 +107,22 @@ class Storyboard(io.ComfyNode):
             search_aliases=[*ALIASES, "contact sheet"],
             inputs=[
                 io.Image.Input("images", tooltip="Frames of a video."),
-                io.Int.Input("columns", default=5, min=1, max=64, tooltip="Frames per row."),
+                io.Int.Input("columns", default=5, optional=True, min=1, max=64, tooltip="Frames per row."),
                 io.Float.Input(
-                    "fps", default=2.0, min=0.01, max=240.0, step=0.01, tooltip="Frames per second, for the times."
+                    "fps",
+                    default=2.0,
+                    optional=True,
+                    min=0.01,
+                    max=240.0,
+                    step=0.01,
+                    tooltip="Frames per second, for the times.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="storyboard")],
         )
 
     @classmethod
-    def execute(cls, images: Tensor, columns: int, fps: float) -> io.NodeOutput:
+    def execute(cls, images: Tensor, columns: int = 5, fps: float = 2.0) -> io.NodeOutput:
         """Draw the sheet."""
         if not fps > 0:
             raise InputError(f"fps expected a positive number of frames per second, got {fps}: keyframes have 2")

@@ -1,5 +1,6 @@
 """Interpolation nodes: three frames into every gap, or missing frames of any sequence."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,13 +12,16 @@ from ..ff_kernels.stages.interpolation import GAP_STAGES, interpolate_passes
 from ..ff_kernels.stages.masking import Fill, fill_missing, find_missing_runs, frame_mask
 from ..ff_kernels.stages.presets import RELEASED
 from ..ff_kernels.stages.releases import RELEASES, V10, V11
-from ..ff_kernels.stages.run import Run, Text
+from ..ff_kernels.stages.run import Run, Text, sampling_schedule
 from ._api import io
 from ._compat import mm
+from .adapters.clips import numbers_of
 from .adapters.conditioner import LoadedToPrepare
-from .adapters.latent import Conditioning, as_latent, latent_frames
-from .adapters.model import CoreModel, EngineView, network_of
+from .adapters.latent import PASSES, Conditioning, as_latent, latent_frames
+from .adapters.model import CoreModel, compute_dtype, network_of
+from .adapters.networks import EngineView
 from .adapters.progress import StepReport
+from .adapters.runs import is_bare, run_in_core
 from .adapters.text import text_of
 from .widgets import ALIASES, CUSTOM, chosen_steps, preset_input, seed_input, solver_input, steps_input
 
@@ -34,6 +38,7 @@ def _inputs() -> list[Any]:
         io.Float.Input(
             "guidance_scale",
             default=V10.interpolation.guidance_scale,
+            optional=True,
             min=0.0,
             max=10.0,
             step=0.05,
@@ -50,17 +55,18 @@ def _text_input() -> Any:
 
 
 def _passes(
-    model: Any, frames: Tensor, positive: Conditioning | None, passes: int, *, seed: int, guidance_scale: float,
-    preset: str, solver: str, steps: int,
+    model: Any, latent: dict[str, Any], positive: Conditioning | None, passes: int, *, seed: int,
+    guidance_scale: float, preset: str, solver: str, steps: int, first: int = 0,
 ) -> Fill:  # fmt: skip
     """Return interpolation by the network of a MODEL, of frames such as these and ``passes`` in all."""
+    frames = latent_frames(latent, "latent")
     network, core = network_of(model, tuple(GAP_STAGES), "model")
     steps, plan = chosen_steps(preset, solver, steps, RELEASES[network.config.family], "interpolation")
     if core.null_embedding is None:
         raise InputError(
             "model expected a null embedding in its file, found none: convert the authors' file, which holds one"
         )
-    like = torch.empty(0, device=model.load_device, dtype=core.get_dtype_inference())
+    like = torch.empty(0, device=model.load_device, dtype=compute_dtype(model))
     text = _text(network, core, positive, frames.shape[0], like)
     report = StepReport(model, steps * passes, clips=frames.shape[0])
 
@@ -68,13 +74,25 @@ def _passes(
         memory = model.memory_required([samples, *frames.shape[2:]])
         return Run(noise, callback=report, preparing=LoadedToPrepare(model, memory), plan=plan)
 
+    given = {"seed": seed, "numbers": numbers_of(latent), "guidance_scale": guidance_scale, "steps": steps}
+    sampling = RELEASES[network.config.family].interpolation.changed(steps)
+    sigmas = sampling_schedule(sampling, network.config, plan).sigmas.float()
+
+    def run_pass(frames: Tensor, index: int) -> Tensor:
+        null = core.null_embedding.to(like)
+        return interpolate_passes(network, frames, text, null, make_run, passes=1, first=index, **given)
+
     def fill(frames: Tensor, passes: int) -> Tensor:
+        frames = frames.to(like.device)
         with torch.inference_mode():
-            out = interpolate_passes(
-                network, frames.to(like.device), text, core.null_embedding.to(like), make_run, seed=seed,
-                passes=passes, guidance_scale=guidance_scale, steps=steps,
-            )  # fmt: skip
-        return out.to(mm.intermediate_device())
+            for index in range(first, first + passes):
+                run = partial(run_pass, frames, index)
+                if is_bare(model):
+                    frames = run()
+                else:
+                    clips, num_frames, *size = frames.shape
+                    frames = run_in_core(model, network, sigmas, [clips, size[0], 3 * (num_frames - 1), *size[1:]], run)
+        return frames.to(mm.intermediate_device())
 
     return fill
 
@@ -102,10 +120,18 @@ class Interpolate(io.ComfyNode):
             search_aliases=[*ALIASES, "inbetween"],
             inputs=[
                 *_inputs(),
-                io.Int.Input("passes", default=1, min=1, max=2, tooltip="1: four times the frames, 2: sixteen times."),
+                io.Int.Input(
+                    "passes",
+                    default=1,
+                    optional=True,
+                    min=1,
+                    max=2,
+                    tooltip="1: four times the frames, 2: sixteen times.",
+                ),
                 io.Float.Input(
                     "fps",
                     default=2.0,
+                    optional=True,
                     min=0.01,
                     max=240.0,
                     step=0.01,
@@ -126,11 +152,11 @@ class Interpolate(io.ComfyNode):
         cls,
         model: Any,
         latent: dict[str, Any],
-        seed: int,
-        steps: int,
-        guidance_scale: float,
-        passes: int,
-        fps: float,
+        seed: int = 0,
+        steps: int = V10.keyframe.steps,
+        guidance_scale: float = V10.interpolation.guidance_scale,
+        passes: int = 1,
+        fps: float = 2.0,
         positive: Conditioning | None = None,
         preset: str = CUSTOM,
         solver: str = RELEASED,
@@ -145,11 +171,11 @@ class Interpolate(io.ComfyNode):
                 f"latent expected two or more frames to interpolate between, got {frames.shape[1]}: sample or encode "
                 "more"
             )
-        fill = _passes(
-            model, frames, positive, passes, seed=seed, guidance_scale=guidance_scale, preset=preset, solver=solver,
-            steps=steps,
-        )  # fmt: skip
-        return io.NodeOutput(as_latent(fill(frames, passes), latent), float(fps * 4**passes))
+        done = int(latent.get(PASSES, 0))
+        options = {"seed": seed, "steps": steps, "guidance_scale": guidance_scale, "preset": preset, "solver": solver}
+        fill = _passes(model, latent, positive, passes, first=done, **options)
+        out = {**as_latent(fill(frames, passes), latent), PASSES: done + passes}
+        return io.NodeOutput(out, float(fps * 4**passes))
 
 
 class MaskedInterpolate(io.ComfyNode):
@@ -174,9 +200,9 @@ class MaskedInterpolate(io.ComfyNode):
         cls,
         model: Any,
         latent: dict[str, Any],
-        seed: int,
-        steps: int,
-        guidance_scale: float,
+        seed: int = 0,
+        steps: int = V10.keyframe.steps,
+        guidance_scale: float = V10.interpolation.guidance_scale,
         positive: Conditioning | None = None,
         preset: str = CUSTOM,
         solver: str = RELEASED,
@@ -190,8 +216,6 @@ class MaskedInterpolate(io.ComfyNode):
         frames = latent_frames(latent, "latent")
         missing = frame_mask(latent["noise_mask"], frames.shape[1])
         passes = sum(run.passes for run in find_missing_runs(missing))
-        fill = _passes(
-            model, frames, positive, passes, seed=seed, guidance_scale=guidance_scale, preset=preset, solver=solver,
-            steps=steps,
-        )  # fmt: skip
+        options = {"seed": seed, "steps": steps, "guidance_scale": guidance_scale, "preset": preset, "solver": solver}
+        fill = _passes(model, latent, positive, passes, **options)
         return io.NodeOutput(as_latent(fill_missing(frames, missing, fill), latent))

@@ -6,8 +6,9 @@ from ..ff_kernels.stages.tokenizer import Tokenizer
 from ._api import io
 from ._compat import DTYPES, file_names, file_path
 from .adapters.clip import load_clip
-from .adapters.files import open_projection, open_weights
-from .adapters.model import NETWORKS, load_model
+from .adapters.files import open_first_projection, open_weights
+from .adapters.model import load_model
+from .adapters.networks import NETWORKS
 from .adapters.vae import MoVQVAE
 from .widgets import ALIASES, dtype_input
 
@@ -61,7 +62,8 @@ class LoadTextEncoder(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Describe the node."""
-        projections = [name for folder in PROJECTION_FOLDERS for name in file_names(folder)]
+        # A name may be in both folders.
+        projections = list(dict.fromkeys(name for folder in PROJECTION_FOLDERS for name in file_names(folder)))
         return io.Schema(
             node_id="FusionFramesLoadTextEncoder",
             display_name="FusionFrames Load Text Encoder",
@@ -80,6 +82,7 @@ class LoadTextEncoder(io.ComfyNode):
                     "projection_name",
                     options=[NO_PROJECTION, *projections],
                     default=NO_PROJECTION,
+                    optional=True,
                     tooltip="Where the text projection is: the keyframe U-Net (release 1.0, demo) or t5_projections "
                     "(release 1.1). With none the node says which file it misses.",
                 ),
@@ -93,22 +96,25 @@ class LoadTextEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, text_encoder_name: str, projection_name: str, weight_dtype: str = "default") -> io.NodeOutput:
+    def execute(
+        cls, text_encoder_name: str, projection_name: str = NO_PROJECTION, weight_dtype: str = "default"
+    ) -> io.NodeOutput:
         """Load encoder, projection and tokenizer."""
         path = file_path("text_encoders", text_encoder_name)
         weights = open_weights(path, ("text_encoder",), "text_encoder_name")
-        projection_path = path
+        paths = [path]
         if projection_name != NO_PROJECTION:
-            folder = next(folder for folder in PROJECTION_FOLDERS if projection_name in file_names(folder))
-            projection_path = file_path(folder, projection_name)
-        projection = open_projection(projection_path, "projection_name")
+            folders = [folder for folder in PROJECTION_FOLDERS if projection_name in file_names(folder)]
+            paths = [file_path(folder, projection_name) for folder in folders]
+        projection = open_first_projection(paths, "projection_name")
         tokenizer = path.parent / TOKENIZER_NAME
-        if not tokenizer.is_file():
+        if not tokenizer.is_file() and weights.tokenizer is None:
             raise CheckpointError(
                 f"text_encoder_name expected {TOKENIZER_NAME} beside '{path.name}' in '{path.parent}', found none: "
                 "take it from huggingface.co/google/flan-ul2"
             )
-        return io.NodeOutput(load_clip(weights, projection, Tokenizer(tokenizer), DTYPES[weight_dtype]))
+        words = Tokenizer(tokenizer if tokenizer.is_file() else weights.tokenizer)
+        return io.NodeOutput(load_clip(weights, projection, words, DTYPES[weight_dtype]))
 
 
 class LoadMoVQ(io.ComfyNode):

@@ -178,6 +178,7 @@ class ClipSim(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="",
+                    optional=True,
                     tooltip="What the frames should show, in English; of a long text the first 75 tokens count.",
                 ),
             ],
@@ -193,7 +194,7 @@ class ClipSim(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images: Tensor, clip: Any, clip_vision: Any, prompt: str) -> io.NodeOutput:
+    def execute(cls, images: Tensor, clip: Any, clip_vision: Any, prompt: str = "") -> io.NodeOutput:
         """Encode both and compare."""
         encode_prompt, encode_frames = prompt_encoder(clip), frame_encoder(clip_vision)
         with torch.inference_mode():

@@ -11,12 +11,14 @@ from ..ff_kernels.stages.releases import DEMO_GUIDANCE_SCALE, RELEASES, V10, V11
 from ..ff_kernels.stages.run import Run, sampling_schedule
 from ._api import io
 from ._compat import mm, resize_empty
+from .adapters.clips import numbers_of
 from .adapters.conditioner import LoadedToPrepare
 from .adapters.first_frame import first_frame_of
-from .adapters.guider import TextImageGuider, ddpm_sampler
-from .adapters.latent import Conditioning, as_latent, latent_frames, only_entry
-from .adapters.model import network_of
+from .adapters.guider import TextImageGuider, ddpm_sampler, sample_in_core
+from .adapters.latent import PASSES, Conditioning, as_latent, latent_frames, only_entry
+from .adapters.model import compute_dtype, network_of
 from .adapters.progress import StepReport
+from .adapters.runs import is_bare
 from .adapters.text import text_of
 from .widgets import (
     ALIASES,
@@ -72,9 +74,9 @@ class KeyframeSampler(io.ComfyNode):
         positive: Conditioning,
         negative: Conditioning,
         latent: dict[str, Any],
-        seed: int,
-        steps: int,
-        guidance_scale: float,
+        seed: int = 0,
+        steps: int = V10.keyframe.steps,
+        guidance_scale: float = V10.keyframe.guidance_scale,
         image_guidance: float = V11.image_guidance,
         preset: str = CUSTOM,
         solver: str = RELEASED,
@@ -84,7 +86,7 @@ class KeyframeSampler(io.ComfyNode):
         steps, plan = chosen_steps(preset, solver, steps, RELEASES[network.config.family], "keyframe")
         frames = latent_frames({**latent, "samples": resize_empty(model, latent)}, "latent")
         clips, keyframes, channels, *size = frames.shape
-        like = torch.empty(0, device=model.load_device, dtype=core.get_dtype_inference())
+        like = torch.empty(0, device=model.load_device, dtype=compute_dtype(model))
         text, unconditional = (
             text_of(entry, core.null_embedding, network.config.context_dim, clips, name, like)
             for entry, name in ((positive, "positive"), (negative, "negative"))
@@ -94,21 +96,29 @@ class KeyframeSampler(io.ComfyNode):
         is_picture = network.config.family == "1.1" and first_frame is None
         branches = 2 if first_frame is None else 3
         memory = model.memory_required([branches * clips, channels, keyframes, *size])
+        numbers = numbers_of({**latent, "samples": frames})
         run = Run(
-            SeededNoise(stage_seeds(seed, clips, PICTURE if is_picture else KEYFRAMES)),
+            SeededNoise(stage_seeds(seed, numbers, PICTURE if is_picture else KEYFRAMES)),
             callback=StepReport(model, steps, clips=clips),
             preparing=LoadedToPrepare(model, memory),
             plan=plan,
         )
         shared = {"size": tuple(size), "guidance_scale": guidance_scale, "steps": steps}
         with torch.inference_mode():
-            if is_picture:
+            if not is_bare(model, positive, negative):
+                out = sample_in_core(
+                    model, positive, negative, frames.shape, seed=seed, numbers=numbers,
+                    sampling=RELEASES[network.config.family].keyframe.changed(steps, guidance_scale),
+                    plan=plan, image_guidance=image_guidance,
+                )  # fmt: skip
+            elif is_picture:
                 out = sample_picture(network, text, unconditional, run, **shared)[:, None]
             else:
                 out = sample_keyframes(
                     network, text, unconditional, run, keyframes=keyframes, first_frame=first_frame, **shared
                 )
-        return io.NodeOutput(as_latent(out.to(mm.intermediate_device()), latent))
+        kept = {key: value for key, value in latent.items() if key != PASSES}
+        return io.NodeOutput(as_latent(out.to(mm.intermediate_device()), kept))
 
 
 class Schedule(io.ComfyNode):
@@ -134,7 +144,9 @@ class Schedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, steps: int, preset: str = CUSTOM, solver: str = RELEASED) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, steps: int = V10.keyframe.steps, preset: str = CUSTOM, solver: str = RELEASED
+    ) -> io.NodeOutput:
         """Return the levels."""
         network, _ = network_of(model, "keyframe", "model")
         release = RELEASES[network.config.family]
@@ -194,8 +206,8 @@ class DualGuider(io.ComfyNode):
         model: Any,
         positive: Conditioning,
         negative: Conditioning,
-        guidance_scale: float,
-        image_guidance: float,
+        guidance_scale: float = V10.keyframe.guidance_scale,
+        image_guidance: float = V11.image_guidance,
     ) -> io.NodeOutput:
         """Return the guider."""
         guider = TextImageGuider(model, guidance_scale, image_guidance)

@@ -30,6 +30,7 @@ def dtype_input(default: str) -> io.Combo.Input:
         "weight_dtype",
         options=list(DTYPES),
         default="default",
+        optional=True,
         advanced=True,
         tooltip=f"Type of the weights in memory. default: {default}. float16 and bfloat16 take 2 bytes per weight, "
         "float32 takes 4.",
@@ -41,6 +42,7 @@ def seed_input() -> io.Int.Input:
     return io.Int.Input(
         "seed",
         default=0,
+        optional=True,
         min=0,
         max=SEED_MAX,
         control_after_generate=True,
@@ -51,7 +53,7 @@ def seed_input() -> io.Int.Input:
 
 def steps_input(tooltip: str = f"Sampling steps, 1 to 1000; the releases use {V10.keyframe.steps}.") -> io.Int.Input:
     """Return the widget for sampling steps."""
-    return io.Int.Input("steps", default=V10.keyframe.steps, min=1, max=STEPS_MAX, tooltip=tooltip)
+    return io.Int.Input("steps", default=V10.keyframe.steps, optional=True, min=1, max=STEPS_MAX, tooltip=tooltip)
 
 
 def preset_input() -> io.Combo.Input:
@@ -81,13 +83,13 @@ def solver_input() -> io.Combo.Input:
 def guidance_input(tooltip: str) -> io.Float.Input:
     """Return the widget for the text guidance of keyframes."""
     own = V10.keyframe.guidance_scale
-    return io.Float.Input("guidance_scale", default=own, min=0.0, max=50.0, step=0.1, tooltip=tooltip)
+    return io.Float.Input("guidance_scale", default=own, optional=True, min=0.0, max=50.0, step=0.1, tooltip=tooltip)
 
 
 def image_guidance_input(what: str) -> io.Float.Input:
     """Return the widget for the weight of the first frame."""
     own, tooltip = V11.image_guidance, f"{what}; the release uses {V11.image_guidance:g}."
-    return io.Float.Input("image_guidance", default=own, min=0.0, max=50.0, step=0.1, tooltip=tooltip)
+    return io.Float.Input("image_guidance", default=own, optional=True, min=0.0, max=50.0, step=0.1, tooltip=tooltip)
 
 
 def check_steps(steps: int) -> None:

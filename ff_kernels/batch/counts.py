@@ -187,8 +187,8 @@ def _holdings(pipeline: Pipeline, prompts: int, peak: int) -> Iterator[str]:
     yield f"one worker encodes {prompts} prompts first, holding {_gb(text)} of weights, and lets them go"
     together = clip_bytes(pipeline)
     yield (
-        f"then a worker holds {_gb(together)} of weights and at most {_gb(peak)} beside them; with less room, or with "
-        f"--low-memory, one network at a time, {_gb(_largest(pipeline))}"
+        f"then a worker holds {_gb(together)} of weights and at most {_gb(peak)} beside them; with less room networks "
+        f"leave in turn, the largest of {_gb(_largest(pipeline))}, and pass through in blocks"
     )
 
 

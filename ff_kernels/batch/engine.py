@@ -1,6 +1,7 @@
 """The engine of a worker: first prompts to files, then those files to clips."""
 
 import gc
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,10 +24,13 @@ from ..media.pictures import read_image
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.writing import write_clip
 from ..runtime.devices import DTYPES, choose_device, choose_dtype, empty_cache, name_of
+from ..runtime.plan import Budget
 from ..stages.run import Text
 from .jobs import Job
 from .ledger import Ledger
 from .work import TEXT, EngineFactory, Task
+
+_WARNINGS = "warnings"
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,18 @@ class ModelOptions:
         uses_graphs: see ``Pipeline``.
         threads: threads of torch on a processor; None leaves them.
         loras: files with their strengths, see ``Pipeline``.
+        budget: see ``Pipeline``; None is what is free.
     """
 
     model: Path | None = None
     device: str | None = None
     dtype: str | None = None
     parity: str = "fast"
-    keeps_networks: bool | None = None
+    keeps_networks: bool = True
     uses_graphs: bool = True
     threads: int | None = None
     loras: tuple[tuple[Path, float], ...] = ()
+    budget: Budget | None = None
 
 
 def open_pipeline(options: ModelOptions, device: str | None = None) -> Pipeline:
@@ -70,9 +76,10 @@ def open_pipeline(options: ModelOptions, device: str | None = None) -> Pipeline:
     choices = {
         "device": chosen,
         "dtype": DTYPES[options.dtype] if is_named else choose_dtype(chosen, options.dtype),
-        "keeps_networks": options.keeps_networks is not False,
+        "keeps_networks": options.keeps_networks,
         "parity": options.parity,
         "uses_graphs": options.uses_graphs,
+        "budget": options.budget,
         "loras": options.loras,
     }
     return demo_pipeline(**choices) if options.model is None else Pipeline.from_folder(options.model, **choices)
@@ -131,7 +138,6 @@ class ClipEngine:
                 gc.collect()
                 empty_cache(device)
             self._pipeline = open_pipeline(self._options)
-            self._pipeline.networks.keeps_all = kind == TEXT or self._options.keeps_networks is not False
             self._kind = kind
         return self._pipeline
 
@@ -150,17 +156,17 @@ class ClipEngine:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary)
+            save_file(tensors, temporary, metadata={_WARNINGS: json.dumps(said)})
         return {"warnings": said} if said else {}
 
     def _make(self, pipeline: Pipeline, job: Job, beat: Callable[..., None]) -> dict[str, Any]:
-        texts = _read_texts(self._ledger.context(job.text_key), pipeline.device)
+        *texts, warned = _read_texts(self._ledger.context(job.text_key), pipeline.device)
         picture = None if job.image is None else read_image(job.image)
         draft = self._workplace / f"{job.key}.mp4"
         with _said() as said:
             clip, _ = write_clip(
                 pipeline, job.prompt, job.settings, draft, decoder=job.decoder, progress=beat,
-                negative=job.negative, picture=picture, texts=texts,
+                negative=job.negative, picture=picture, texts=tuple(texts),
             )  # fmt: skip
         size, digest = draft.stat().st_size, file_digest(draft)
         self._publish(draft, self._ledger.video(job.key))
@@ -180,7 +186,7 @@ class ClipEngine:
             "worker": self._name,
             "device": name_of(pipeline.device),
             "threads": torch.get_num_threads(),
-            **({"warnings": said} if said else {}),
+            **({"warnings": warned + said} if warned + said else {}),
         }
         self._ledger.commit(job.key, record)
         return {"seconds": record["seconds"], "frames": record["frames"], "bytes": size}
@@ -197,9 +203,11 @@ class ClipEngine:
             raise OutputError(f"could not write '{video}': {error.strerror or error}; check the device") from error
 
 
-def _read_texts(path: Path, device: torch.device) -> tuple[Text, Text | None]:
+def _read_texts(path: Path, device: torch.device) -> tuple[Text, Text | None, list[str]]:
+    """Return an encoded prompt, its negative prompt, and what was warned of as they were encoded."""
     try:
         with safe_open(path, framework="pt") as file:
+            warned = json.loads((file.metadata() or {}).get(_WARNINGS, "[]"))
             tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         raise InputError(f"expected the encoded prompt at '{path}', found none: run the batch again") from error
@@ -208,7 +216,7 @@ def _read_texts(path: Path, device: torch.device) -> tuple[Text, Text | None]:
         else None
         for name in ("text", "negative")
     ]  # fmt: skip
-    return texts[0], texts[1]
+    return texts[0], texts[1], warned
 
 
 @contextmanager

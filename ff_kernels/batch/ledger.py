@@ -19,6 +19,8 @@ from typing import Any
 from ..errors import InputError
 from ..files import atomic_path
 
+# When a row was found to be wrong, as its failure says it.
+CHECKING = "checking the row"
 # Hosts of a cluster may share a name, and never the address of a network card.
 HOST = f"{socket.gethostname()}.{uuid.getnode():x}"
 # A worker that gave no sign for so long is dead: its driver would have ended it long before.
@@ -96,6 +98,10 @@ class Ledger:
             found = _read(path, path.stem)
             if found is not None and not self.is_done(path.stem):
                 yield found
+
+    def refused(self) -> set[str]:
+        """Return the keys of rows that were wrong before anything ran."""
+        return {failure["key"] for failure in self.failures() if failure.get("while") == CHECKING}
 
     def fail(self, key: str, failure: dict[str, Any]) -> None:
         """Write down why a row failed.

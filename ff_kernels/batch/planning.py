@@ -8,6 +8,7 @@ from ..checkpoints.fingerprints import file_digest, weights_fingerprint
 from ..errors import FusionFramesError, InputError
 from ..media.pictures import read_image
 from ..pipeline.pipeline import Pipeline
+from ..pipeline.prompts import require_prompts
 from ..pipeline.settings import LEVELS
 from .jobs import KEY_DIGITS, SAMPLER_VERSION, Job, Plan, Refusal, RowDefaults, drawn_settings, key_of
 from .rows import DECODERS, Row
@@ -59,8 +60,10 @@ class _Planner:
             raise InputError(row.problem)
         pipeline, defaults = self._pipeline, self._defaults
         settings = pipeline.resolve(replace(defaults.settings, **row.settings))
-        negative, image = row.negative or defaults.negative, row.image or defaults.image
+        negative = row.negative or defaults.negative
+        image = row.image or (None if defaults.image is None else defaults.image.absolute())
         decoder = DECODERS.get(row.decoder or defaults.decoder or "")
+        require_prompts([row.prompt, *filter(None, [negative])])
         picture = None if image is None else self._picture(image)
         passes = LEVELS[settings.fps][0]
         pipeline.check_inputs(negative, has_picture=image is not None, passes=passes, decoder=decoder)

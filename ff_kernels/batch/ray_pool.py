@@ -1,6 +1,7 @@
 """Workers of a Ray cluster: one actor each. Ray places them; what is done, retried and given up is ours to say."""
 
 import os
+import socket
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +13,7 @@ LOCAL = "local"
 # The least that Ray takes is 75 MiB; only records cross it.
 _STORE_BYTES = 100 << 20
 _NAMESPACE = "fusionframes"
+_REACH_SECONDS = 10.0
 
 
 def connect(address: str, cpus: int) -> Any:
@@ -40,8 +42,12 @@ def connect(address: str, cpus: int) -> Any:
     else:
         options |= {"address": address}
     try:
+        if ":" in address:
+            # Where nobody listens Ray would end this process with a page of its own.
+            host, _, port = address.rsplit("/", 1)[-1].rpartition(":")
+            socket.create_connection((host, int(port)), _REACH_SECONDS).close()
         ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"cannot join Ray at '{address}' ({str(error).splitlines()[0]}): start one with 'ray start --head', or "
             "take --ray local"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ..errors import InputError
 from ..pipeline.settings import Settings
@@ -157,7 +157,7 @@ def _typed(number: int, given: dict[str, Any], folder: Path, is_text: bool) -> R
     extra = {name: value for name, value in given.items() if name not in SETTINGS and name not in OWN_COLUMNS}
     return Row(
         number, given, texts["prompt"], settings, texts.get("negative"),
-        folder / texts["image"] if "image" in texts else None, decoder, texts.get("id"), _plain(extra),
+        (folder / texts["image"]).absolute() if "image" in texts else None, decoder, texts.get("id"), _plain(extra),
     )  # fmt: skip
 
 
@@ -176,12 +176,26 @@ def _own_text(name: str, value: Any) -> str:
 def _setting(name: str, value: Any, is_text: bool) -> Any:
     hint = get_type_hints(Settings)[name]
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
+    if get_origin(kinds[0]) is tuple:
+        return _numbers(name, get_args(kinds[0]), value)
     for kind in kinds:
         found = _from_text(kind, value) if is_text else _as_kind(kind, value)
         if found is not None:
             return found
     wanted = {int: "a whole number", float: "a number", bool: "true or false"}.get(kinds[0], "a text")
     raise InputError(f"expected {wanted} as {name}, got {value!r}: correct the cell")
+
+
+def _numbers(name: str, kinds: tuple[type, ...], value: Any) -> tuple[Any, ...]:
+    """Return several numbers: a list, or in one text with spaces or commas between them."""
+    parts = value.replace(",", " ").split() if isinstance(value, str) else value
+    found: list[Any] = []
+    if isinstance(parts, (list, tuple)) and len(parts) == len(kinds):
+        pairs = zip(kinds, parts, strict=True)
+        found = [_from_text(kind, part) if isinstance(part, str) else _as_kind(kind, part) for kind, part in pairs]
+    if not found or None in found:
+        raise InputError(f"expected {len(kinds)} numbers as {name}, got {value!r}: correct the cell")
+    return tuple(found)
 
 
 def _from_text(kind: type, text: str) -> Any:

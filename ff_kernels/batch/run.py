@@ -14,7 +14,7 @@ from .driver import Driver
 from .engine import ModelOptions, engine_factory, open_pipeline
 from .events import Events, Tally, Watch
 from .jobs import Job, Plan, RowDefaults
-from .ledger import Ledger
+from .ledger import CHECKING, Ledger
 from .manifest import write_manifest
 from .planning import make_plan
 from .processes import Pool, ProcessPool
@@ -22,6 +22,9 @@ from .ray_pool import RayPool, connect, count_gpus
 from .rows import read_rows
 from .rules import BatchError, Rules
 from .work import CLIP, TEXT, EngineFactory, Task
+
+# To read the released encoder from a shared disk takes about as long as to encode so many prompts on a card.
+PROMPTS_PER_ENCODER = 2000
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ def run_batch(
     ray = None if workers.ray is None else connect(workers.ray, (workers.count or 1) * _threads(model, workers))
     model, count = _settled(model, workers, ray)
     plan = plan_batch(prompts, model, defaults or RowDefaults())
+    # A row that was wrong and is now mended has another key.
+    ledger.forget_failures(ledger.refused() - plan.keys)
     if workers.shard is not None:
         plan = plan.shard(*workers.shard)
     events = Events(ledger.events, secrets.token_hex(4))
@@ -154,7 +159,7 @@ def _take_stock(plan: Plan, ledger: Ledger, *, hurried: bool) -> tuple[list[Job]
         row = refusal.row
         ledger.fail(
             refusal.key,
-            {"prompt": row.prompt, "rows": [row.label], "while": "checking the row", "kind": "refused",
+            {"prompt": row.prompt, "rows": [row.label], "while": CHECKING, "kind": "refused",
              "error": refusal.problem, "row": row.number, "attempts": 1},
         )  # fmt: skip
     tally.failed = len({refusal.key for refusal in plan.refusals})
@@ -184,10 +189,15 @@ def _drive(driver: Driver, todo: Sequence[Job], ledger: Ledger, count: int, tall
         if not ledger.context(job.text_key).exists():
             texts.setdefault(job.text_key, []).append(job)
     tally.to_encode = len(texts)
-    # By one worker: what encodes is large and done at once, and must have left before the U-Nets come.
-    driver.run([Task(TEXT, key, tuple(jobs)) for key, jobs in texts.items()], 1)
+    # By few workers: what encodes is large and soon done, and must have left before the U-Nets come.
+    driver.run([Task(TEXT, key, tuple(jobs)) for key, jobs in texts.items()], encoders(len(texts), count))
     ready = [job for job in todo if ledger.failure(job.key) is None]
     driver.run([Task(CLIP, job.key, (job,)) for job in ready], count)
+
+
+def encoders(prompts: int, workers: int) -> int:
+    """Return how many of the workers encode prompts."""
+    return min(workers, max(1, prompts // PROMPTS_PER_ENCODER))
 
 
 def _settled(model: ModelOptions, workers: WorkerOptions, ray: object | None) -> tuple[ModelOptions, int]:
@@ -206,7 +216,9 @@ def _settled(model: ModelOptions, workers: WorkerOptions, ray: object | None) ->
         count = workers.count or max(1, gpus if device == "cuda" else 1)
     if count < 1:
         raise InputError(f"expected at least one worker, got {count}: ask for more")
-    return replace(model, device=device, dtype=dtype, threads=_threads(model, workers)), count
+    # A worker of a cluster has another working folder.
+    folder = None if model.model is None else model.model.absolute()
+    return replace(model, model=folder, device=device, dtype=dtype, threads=_threads(model, workers)), count
 
 
 def _name(dtype: torch.dtype) -> str:

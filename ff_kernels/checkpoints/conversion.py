@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..files import atomic_path
-from .detection import Kind, detect
+from .detection import TIED_COPY, Kind, detect
 from .loading import check_contents
 from .lora import merge_lora, read_lora
 from .reading import LATENTS_KEY, METADATA_KEY, read_contents
@@ -22,7 +22,7 @@ from .reading import LATENTS_KEY, METADATA_KEY, read_contents
 SLICE_BYTES = 32 * 2**20
 # Linux 5.4 and later; Python's mmap module does not name it.
 MADV_PAGEOUT = 21
-_TIED_COPY = "encoder.embed_tokens.weight"
+
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64",
           torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL", torch.uint8: "U8"}  # fmt: skip
 
@@ -75,7 +75,7 @@ def write_checkpoint(
 ) -> None:
     """Write tensors with the metadata of their kind and, if given, of their ``LatentSpace``; see ``convert``."""
     # The tied embedding would be stored twice; reading fills the second name in.
-    tensors = {key: tensor for key, tensor in tensors.items() if key != _TIED_COPY}
+    tensors = {key: tensor for key, tensor in tensors.items() if key != TIED_COPY}
     plan = {key: _target_dtype(key, tensor, dtype) for key, tensor in tensors.items()}
     # Widest first, as safetensors itself writes, so that every tensor lies at a multiple of its item size.
     tensors = {key: tensors[key] for key in sorted(tensors, key=lambda key: -plan[key].itemsize)}

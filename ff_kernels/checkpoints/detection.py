@@ -28,7 +28,8 @@ NULL_KEY = "null_embedding"
 PROJECTION_PREFIXES = ("projections.", "projection_base.", "projection_interpolation.", "projection.")
 # A full T5 checkpoint holds the other half of the model as well; it is never needed.
 _UNUSED_TEXT_PREFIXES = ("decoder.block.", "decoder.embed_tokens.", "decoder.final_layer_norm.", "lm_head.")
-_TIED = ("shared.weight", "encoder.embed_tokens.weight")
+TIED_COPY = "encoder.embed_tokens.weight"
+_TIED = ("shared.weight", TIED_COPY)
 
 WHERE = {
     ("keyframe", "1.0"): "kandinsky_video.pt of huggingface.co/ai-forever/KandinskyVideo",

@@ -41,6 +41,13 @@ class ModelFiles:
             )
         return self.files[stage]
 
+    def paths(self, stage: str) -> list[Path]:
+        """Return the file of a stage, or its shards."""
+        path = self.require(stage)[0].path
+        if not path.name.endswith(INDEX_SUFFIX):
+            return [path]
+        return sorted({path.parent / name for name in shard_names(path).values()})
+
 
 def _candidates(folder: Path) -> list[Path]:
     """List weights one and two levels down; shards are represented by their index, hidden files are left out."""

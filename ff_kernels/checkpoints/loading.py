@@ -115,12 +115,14 @@ def load_as_stored(
 
     Returns:
         The network, whose weights are mapped as stored or made by folding, and a function from one of its parameters
-        to where that lies in a file; None for one that is made, or lies in a file of another format.
+        to where that lies in a file; None for one that is made or changed, or lies in a file of another format.
     """
     require_parity(parity)
     network, tensors, _ = check_contents(contents, kind)
     slices = slices_beside(contents.path)
-    by_tensor = {id(tensor): slices.get(name) for name, tensor in contents.tensors.items()}
+    by_tensor = {
+        id(tensor): None if name in contents.changed else slices.get(name) for name, tensor in contents.tensors.items()
+    }
     network.load_state_dict(tensors, assign=True)
     network.eval().requires_grad_(False)
     # The parameters are kept beside their places: the number of one that has died may be another's.
@@ -203,13 +205,20 @@ def check_tensors(path: Path, kind: Kind, network: nn.Module, tensors: Mapping[s
     )
 
 
-def load_projection(contents: Contents) -> TextProjection | None:
-    """Return the text projection of a file, as stored, or None if it has none; nothing else is read.
+def load_projection(
+    contents: Contents, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> TextProjection | None:
+    """Return the text projection of a file, or None if it has none; nothing else is read.
+
+    Args:
+        contents: the opened file.
+        device: where it goes.
+        dtype: of its weights; default as stored.
 
     Raises:
         CheckpointError: if the projection is incomplete.
     """
-    return _projection(contents, split_tensors(contents)[1], "cpu", None)
+    return _projection(contents, split_tensors(contents)[1], device, dtype)
 
 
 def _projection(

@@ -155,7 +155,8 @@ def merge_lora(contents: Contents, lora: Lora, strength: float) -> Contents:
                 )
             weight = merged[key]
             merged[key] = (weight.float() + strength * difference.reshape(weight.shape)).to(weight.dtype)
-    return replace(contents, tensors=merged)
+    changed = {key for key in merged if merged[key] is not contents.tensors[key]}
+    return replace(contents, tensors=merged, changed=contents.changed | changed)
 
 
 def _differences(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,11 +21,14 @@ PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
 INDEX_SUFFIX = ".index.json"
 METADATA_KEY = "fusionframes"
+# The tensor in which a text encoder that ComfyUI saved carries its tokenizer, as bytes.
+TOKENIZER_KEY = "spiece_model"
 # Inside the metadata: the fields of a ``LatentSpace``.
 LATENTS_KEY = "latents"
 _PREFIX = "unet."
-# Before the names of a U-Net in the files that ComfyUI saves.
+# Before the names of a U-Net, a text encoder and an autoencoder in the files that ComfyUI saves.
 _CORE_PREFIX = "model.diffusion_model."
+CORE_TEXT, CORE_VAE = "cond_stage_model.", "first_stage_model."
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,23 @@ class Contents:
         path: the file, for messages.
         tensors: name to tensor, memory-mapped; nesting is joined by dots, a ``unet`` level is dropped.
         metadata: configuration stored by ``convert``, or empty.
+        tokenizer: bytes of a SentencePiece model that lies inside, or None.
+        changed: names of tensors that are no longer what the file holds.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
+    tokenizer: bytes | None = None
+    changed: frozenset[str] = frozenset()
 
 
-def read_contents(path: str | Path) -> Contents:
+def read_contents(path: str | Path, part: str | None = None) -> Contents:
     """Open a weights file, an index of shards, or a folder that holds one; nothing is read until it is used.
+
+    Args:
+        path: what to open.
+        part: ``CORE_TEXT`` or ``CORE_VAE``: what to take of a checkpoint that ComfyUI saved whole; its U-Net if None.
 
     Raises:
         CheckpointError: if the file is missing, damaged, of an unknown format, or a pickle that wants to run code.
@@ -64,7 +75,7 @@ def read_contents(path: str | Path) -> Contents:
     _refuse_impostors(path)
     try:
         if path.suffix.lower() == ".safetensors":
-            return _read_safetensors(path)
+            return _read_safetensors(path, part)
         return Contents(path, _flatten(path, _unpickle(path)), {})
     except CheckpointError:
         raise
@@ -146,16 +157,19 @@ def _flatten(path: Path, content: Any, prefix: str = "") -> dict[str, Tensor]:
     return flat
 
 
-def _read_safetensors(path: Path) -> Contents:
+def _read_safetensors(path: Path, part: str | None) -> Contents:
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
         stored = (file.metadata() or {}).get(METADATA_KEY, "{}")
-    packed = tensors.pop(METADATA_KEY, None)
+    if part is not None and any(key.startswith(part) for key in tensors):
+        tensors = {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
+    packed, tokenizer = tensors.pop(METADATA_KEY, None), tensors.pop(TOKENIZER_KEY, None)
     try:
         metadata = json.loads(stored if packed is None else bytes(packed.flatten().tolist()))
     except (ValueError, TypeError) as error:
         raise _damaged(path, error) from error
-    return Contents(path, plainly_named(tensors), metadata if isinstance(metadata, dict) else {})
+    content = None if tokenizer is None else tokenizer.contiguous().numpy().tobytes()
+    return Contents(path, plainly_named(tensors), metadata if isinstance(metadata, dict) else {}, content)
 
 
 def plainly_named(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +185,12 @@ def plainly_named(tensors: dict[str, Any]) -> dict[str, Any]:
 
 def pack_metadata(metadata: Mapping[str, Any]) -> Tensor:
     """Return metadata as bytes ``[N]``, for a writer that takes tensors only: read where they are ``METADATA_KEY``."""
-    return torch.tensor(list(json.dumps(metadata).encode()), dtype=torch.uint8)
+    return pack_bytes(json.dumps(metadata).encode())
+
+
+def pack_bytes(content: bytes) -> Tensor:
+    """Return bytes as a tensor ``[N]``."""
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 def _index_in(folder: Path) -> Path:

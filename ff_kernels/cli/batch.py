@@ -4,10 +4,12 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from .console import say
 from .generate import add_clip_options, clip_settings
 
 if TYPE_CHECKING:
@@ -71,10 +73,12 @@ def run_batch_command(options: argparse.Namespace) -> int:
     from ..batch.run import WorkerOptions, run_batch
 
     if options.status:
+        if not options.output.is_dir():
+            raise InputError(f"expected the folder of a batch, found none at '{options.output}': check the path")
         return _status(options, Ledger(options.output))
     if options.prompts is None:
         raise InputError("expected a file of prompts, got none: name one, or ask for --status")
-    shard = _shard(options.shard)
+    shard = shard_of(options.shard, os.environ)
     defaults = RowDefaults(clip_settings(options), options.negative, options.image, options.decoder)
     model = _model_options(options)
     if options.dry_run:
@@ -91,7 +95,7 @@ def run_batch_command(options: argparse.Namespace) -> int:
         print("fusionframes: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return getattr(error, "status", EXIT_INTERRUPTED)
     line.end()
-    print(
+    say(
         f"{options.output}: {result.done} of {result.total} clips, {result.made} of them now, {result.failed} failed, "
         f"in {duration(result.seconds)}"
     )
@@ -107,6 +111,7 @@ def _model_options(options: argparse.Namespace) -> Any:
     from ..batch.engine import ModelOptions
     from ..checkpoints.lora import parse_choice
     from ..runtime.devices import choose_device
+    from ..runtime.plan import Budget
 
     # Where a cluster does the work, its machines decide; here a wrong name shall not wait for a worker to say so.
     device = options.device or _local_rank_device()
@@ -117,26 +122,36 @@ def _model_options(options: argparse.Namespace) -> Any:
         device=device,
         dtype=options.dtype,
         parity="strict" if options.strict else "fast",
-        keeps_networks=False if options.low_memory else None,
+        keeps_networks=not options.low_memory,
         uses_graphs=not options.no_graphs,
         threads=options.threads,
         loras=tuple(parse_choice(text) for text in options.lora),
+        budget=Budget(options.vram, options.ram, options.low_memory),
     )
 
 
 def _local_rank_device() -> str | None:
     """Return the GPU of this process under torchrun, which starts one process per GPU and shows all GPUs to each."""
-    import torch
+    from ..runtime.devices import count_devices
 
     rank = os.environ.get("LOCAL_RANK")
-    return f"cuda:{int(rank)}" if rank is not None and torch.cuda.device_count() > 1 else None
+    return f"cuda:{int(rank)}" if rank is not None and count_devices("cuda") > 1 else None
 
 
-def _shard(text: str | None) -> tuple[int, int] | None:
+def shard_of(text: str | None, variables: Mapping[str, str]) -> tuple[int, int] | None:
+    """Return part and number of parts of ``--shard``.
+
+    Args:
+        text: "I/N", "auto" or None.
+        variables: of the environment, for "auto".
+
+    Raises:
+        InputError: if it is no part, or nothing says which.
+    """
     if text is None:
         return None
     if text == "auto":
-        text = _shard_of_this_job()
+        text = _shard_of_this_job(variables)
     try:
         index, count = map(int, text.split("/"))
         is_shard = 0 <= index < count
@@ -147,14 +162,14 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     return index, count
 
 
-def _shard_of_this_job() -> str:
+def _shard_of_this_job(variables: Mapping[str, str]) -> str:
     for index, count, first in (
         ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
         ("RANK", "WORLD_SIZE", ""),
         ("SLURM_PROCID", "SLURM_NTASKS", ""),
     ):
-        if index in os.environ and count in os.environ:
-            return f"{int(os.environ[index]) - int(os.environ.get(first, 0))}/{os.environ[count]}"
+        if index in variables and count in variables:
+            return f"{int(variables[index]) - int(variables.get(first, 0))}/{variables[count]}"
     raise InputError(
         "expected the variables of a SLURM array, of torchrun or of srun for --shard auto, found none: write I/N"
     )
@@ -208,7 +223,7 @@ def _status(options: argparse.Namespace, ledger: "Ledger") -> int:
             f"; of {options.prompts.name} {len(keys & done)} of {len(keys)} done, {len(keys - done - failed)} missing"
         )
     written = write_manifest(ledger)
-    print(f"{line}; {', '.join(path.name for path in written)} written")
+    say(f"{line}; {', '.join(path.name for path in written)} written")
     _show_failures(ledger, len(failed))
     if options.pack:
         _pack(ledger)
@@ -219,7 +234,7 @@ def _pack(ledger: "Ledger") -> None:
     from ..batch.manifest import pack_tars
 
     written = pack_tars(ledger)
-    print(f"{written[0].parent}: {len(written)} shards, {sum(path.stat().st_size for path in written) / 1e6:.1f} MB")
+    say(f"{written[0].parent}: {len(written)} shards, {sum(path.stat().st_size for path in written) / 1e6:.1f} MB")
 
 
 def _dry_run(options: argparse.Namespace, model: Any, defaults: Any, shard: tuple[int, int] | None) -> int:
@@ -229,5 +244,5 @@ def _dry_run(options: argparse.Namespace, model: Any, defaults: Any, shard: tupl
     plan = plan_batch(options.prompts, model, defaults)
     plan = plan if shard is None else plan.shard(*shard)
     for line in plan_lines(plan, options.output, model):
-        print(line)
+        say(line)
     return 1 if plan.refusals else 0

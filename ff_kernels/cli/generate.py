@@ -15,7 +15,7 @@ from .sampling import add_sampling_options, chosen_sampling
 
 _SWITCHES = {
     "--mend": "mend the releases' mistakes that show: seams, black bars, 8-bit steps, uniform noise, cut negatives",
-    "--low-memory": "run guidance branches one by one and free every network after its stage",
+    "--low-memory": "the smallest plan: branches one by one, weights pass through, every network freed after its stage",
     "--strict": "keep the networks as released instead of folding linear layers",
     "--no-graphs": shared.NO_GRAPHS,
 }
@@ -28,6 +28,11 @@ def add_generate(commands: Any) -> None:
     what = "file to write: .mp4, .webm, .gif, or .png for a numbered sequence"
     parser.add_argument("-o", "--output", type=Path, required=True, help=what)
     add_clip_options(parser)
+    shared.add_quant(parser)
+    what = "folder in which encoded prompts are kept (default: the user's cache folder; the demo model keeps none)"
+    parser.add_argument("--prompt-cache", type=Path, metavar="DIR", help=what)
+    what = "encode the prompt anew although it was encoded before"
+    parser.add_argument("--no-prompt-cache", action="store_true", help=what)
     parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
     parser.set_defaults(run=run_generate)
 
@@ -62,6 +67,7 @@ def add_clip_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
     for name, what in _SWITCHES.items():
         parser.add_argument(name, action="store_true", help=what)
+    shared.add_budget(parser)
 
 
 def run_generate(options: argparse.Namespace) -> int:
@@ -69,6 +75,7 @@ def run_generate(options: argparse.Namespace) -> int:
     from ..media.pictures import read_image, write_image
     from ..media.sheet import contact_sheet, sheet_size
     from ..media.video import check_output
+    from ..pipeline.planning import plan_run
     from ..pipeline.prompts import require_prompts
     from ..pipeline.settings import describe_sampling, sampling_warnings
     from ..pipeline.writing import write_clip
@@ -94,6 +101,8 @@ def run_generate(options: argparse.Namespace) -> int:
     if options.storyboard is not None:
         sheet_size(settings.keyframes, settings.height, settings.width, suffix=options.storyboard.suffix)
     decoder = {None: None, "image": "movq", "video": "video_movq"}[options.decoder]
+    planned = plan_run(pipeline, settings, decoder=decoder, draws_picture=picture is None)
+    print(f"plan: {'; '.join(stage.phrase() for stage in planned)}", file=sys.stderr)
     with Bars() as bars:
         clip, written = write_clip(
             pipeline, options.prompt, settings, options.output, decoder=decoder, progress=bars,
@@ -103,6 +112,8 @@ def run_generate(options: argparse.Namespace) -> int:
         keyframes = pipeline.decode(clip.keyframes, settings, decoder=decoder)
         spacing = (len(clip.latents) - 1) / max(1, len(keyframes) - 1) / clip.fps
         write_image(contact_sheet(keyframes, times=[i * spacing for i in range(len(keyframes))]), options.storyboard)
+    for stage, report in pipeline.networks.reports.items():
+        print(f"{stage}: {report.phrase()}", file=sys.stderr)
     where = written[0] if len(written) == 1 else f"{written[0]} .. {written[-1].name}"
     say(
         f"{where}: {len(clip.latents)} frames of {settings.width} x {settings.height} at {clip.fps:g} frames per "
@@ -119,7 +130,9 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
     from ..checkpoints.lora import parse_choice
     from ..demo.model import demo_pipeline
     from ..pipeline.pipeline import Pipeline
+    from ..pipeline.prompt_cache import default_folder
     from ..runtime.devices import choose_device, choose_dtype, name_of
+    from ..runtime.plan import Budget
 
     device = choose_device(options.device)
     dtype = choose_dtype(device, options.dtype)
@@ -127,8 +140,12 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
     choices = {
         "device": device, "dtype": dtype, "keeps_networks": not options.low_memory,
         "parity": "strict" if options.strict else "fast", "uses_graphs": not options.no_graphs,
+        "budget": Budget(options.vram, options.ram, options.low_memory), "rounds": options.quant == "int8",
         "loras": [parse_choice(text) for text in options.lora],
     }  # fmt: skip
+    if not options.no_prompt_cache:
+        # The demo's encoder is as quick as its cache.
+        choices["prompt_cache"] = options.prompt_cache or (default_folder() if options.model is not None else None)
     if options.model is not None:
         return Pipeline.from_folder(options.model, **choices)
     print(

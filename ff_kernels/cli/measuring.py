@@ -94,6 +94,9 @@ def run_bench(options: argparse.Namespace) -> int:
         if not options.workload:
             costs = gap_costs.count_gaps()
             print("\n".join(map(json.dumps, gap_costs.rows(costs)) if options.json else ["", *gap_costs.table(costs)]))
+            clips = counting.clip_costs()
+            lines = ["", "seconds per clip at the roofline of an H200:", *counting.clip_table(clips)]
+            print("\n".join(json.dumps(asdict(clip)) for clip in clips) if options.json else "\n".join(lines))
         return 0
     workloads = runner.choose(options.workload)
     if options.history is not None:

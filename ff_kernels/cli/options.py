@@ -1,12 +1,38 @@
 """What several commands ask for: numbers' types, devices, sizes that shapes cannot tell."""
 
 import argparse
+import math
 
 DTYPES = ("float32", "float16", "bfloat16")
 # What the engine calls a setting, and what the command line does.
 FLAGS = {"folder": "--model", "is_paired": "--unpaired", "splits": "--splits", "counts": "--record"}
 DEVICE_HELP = "torch device of the networks (default: the first of cuda, mps, xpu, npu, cpu that there is)"
 NO_GRAPHS = "launch every step anew instead of replaying a CUDA graph"
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """Add what a run may use."""
+    what = "GB of the device that a run may fill (default: what is free)"
+    parser.add_argument("--vram", type=gigabytes, metavar="GB", help=what)
+    what = "GB of main memory for weights that wait (default: what is free, a container's limit read too)"
+    parser.add_argument("--ram", type=gigabytes, metavar="GB", help=what)
+
+
+def add_quant(parser: argparse.ArgumentParser) -> None:
+    """Add in which form weights are kept."""
+    what = "keep weights of U-Nets and text encoder in 8 bit: half the memory and copies, rounded pictures"
+    parser.add_argument("--quant", choices=("none", "int8"), default="none", help=what)
+
+
+def gigabytes(text: str) -> int:
+    """Return bytes of a number of gigabytes."""
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    if not (size > 0 and math.isfinite(size)):
+        raise argparse.ArgumentTypeError(f"expected a number of gigabytes above 0, got '{text}'")
+    return int(size * 1e9)
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:

@@ -30,6 +30,7 @@ def add_quality_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--captions", type=int, default=64, help="held-out captions of the demo (default 64)")
     group.add_argument("--seeds", type=int, default=3, help="runs over all captions or prompts (default 3)")
     group.add_argument("--videos", type=int, default=12, help="captions measured as whole clips (default 12)")
+    group.add_argument("--truths", type=int, default=8, help="true clips to interpolate (default 8)")
     group.add_argument("--prompt", action="append", help="with --model: what clips show (default: four of our own)")
     group.add_argument("--results", type=Path, metavar="FILE", help="keep figures here (.json), a picture beside it")
     group.add_argument("--time", action="store_true", help="only time the presets again, in results that are kept")
@@ -76,14 +77,12 @@ def _graded(names: list[str], pipeline: Any, options: argparse.Namespace) -> dic
     from .. import __version__
     from ..bench.quality import Extent, measure_preset, measure_truth
 
-    extent = Extent(captions=options.captions, seeds=options.seeds, videos=options.videos)
+    extent = Extent(captions=options.captions, seeds=options.seeds, videos=options.videos, truths=options.truths)
     rows = {name: measure_preset(pipeline, name, extent, _report) for name in names}
     return {"version": __version__, "extent": vars(extent), "rows": {**rows, "true clips": measure_truth(extent)}}
 
 
 def _time(results: dict[str, Any], pipeline: Any, options: argparse.Namespace) -> None:
-    import torch
-
     from ..bench.quality import time_presets
     from ..runtime.devices import name_of
 
@@ -91,7 +90,7 @@ def _time(results: dict[str, Any], pipeline: Any, options: argparse.Namespace) -
     _report("seconds per clip")
     for name, seconds in time_presets(pipeline, timed, PROMPT, options.repeats).items():
         results["rows"][name]["seconds"] = seconds
-    results["timed_on"] = f"{name_of(pipeline.device)}, {torch.get_num_threads()} threads"
+    results["timed_on"] = name_of(pipeline.device)
 
 
 def _against_released(pipeline: Any, names: list[str], options: argparse.Namespace) -> dict[str, Any]:

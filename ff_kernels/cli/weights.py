@@ -39,6 +39,12 @@ def add_info(commands: Any) -> None:
     parser.add_argument("--backends", action="store_true", help="say which implementation may serve each operation")
     what = "count a temporal variant of the paper, or all four"
     parser.add_argument("--variant", nargs="?", const="all", metavar="NAME", help=what)
+    what = "say how a run of this folder of weights would use memory; with --vram for a card that is not here"
+    parser.add_argument("--plan", type=Path, metavar="FOLDER", help=what)
+    shared.add_budget(parser)
+    shared.add_quant(parser)
+    for side in ("--width", "--height"):
+        parser.add_argument(side, type=int, help="pixels, with --plan (default 512)")
     shared.add_overrides(parser)
     parser.set_defaults(run=run_info)
 
@@ -66,6 +72,8 @@ def run_info(options: argparse.Namespace) -> int:
 
         print("\n".join(variant_lines(options.variant)))
         return 0
+    if options.plan is not None:
+        return _print_plan(options)
     if options.backends:
         from ..ops.registry import backends_of, describe_backends
         from ..runtime.devices import describe_devices
@@ -76,7 +84,7 @@ def run_info(options: argparse.Namespace) -> int:
             print(f"{operation:18} {backend:8} {state}")
         return 0
     if options.file is None:
-        raise InputError("info expected a weights file, got none: name one, or ask for --backends or --variant")
+        raise InputError("info expected a weights file, got none: name one, or ask for --plan, --backends or --variant")
     from ..checkpoints.detection import detect, is_lora, split_tensors
     from ..checkpoints.reading import read_contents
 
@@ -104,4 +112,36 @@ def run_info(options: argparse.Namespace) -> int:
     print(f"needs       {_NEEDS[kind.stage]}")
     for key, value in (kind.config.to_dict() if kind.config else {}).items():
         print(f"  {key} = {value}")
+    return 0
+
+
+def _print_plan(options: argparse.Namespace) -> int:
+    from ..pipeline.pipeline import Pipeline
+    from ..pipeline.planning import TITLES, plan_run
+    from ..pipeline.settings import Settings
+    from ..runtime.devices import planned_device
+    from ..runtime.plan import Budget, size_of
+
+    device = planned_device()
+    if options.vram is None and not device.is_here:
+        raise InputError("info --plan expected the memory of a card that is not here, got none: give --vram")
+    pipeline = Pipeline.from_folder(
+        options.plan, device=device.device, dtype=device.dtype, budget=Budget(options.vram, options.ram),
+        rounds=options.quant == "int8",
+    )  # fmt: skip
+    highest = "high" if pipeline.gap_stage in pipeline.models.files else "low"
+    settings = pipeline.resolve(Settings(fps=highest, width=options.width, height=options.height))
+    limits = pipeline.networks.limits()
+    rows = [TITLES, *(stage.row() for stage in plan_run(pipeline, settings, draws_picture=True))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print(
+        f"release {pipeline.family}, {settings.width} x {settings.height}, {settings.keyframes} keyframes, fps "
+        f"{settings.fps}, {str(device.dtype).removeprefix('torch.')}"
+    )
+    waiting = "all" if limits.ram is None else size_of(limits.ram)
+    print(
+        f"weights and results in {size_of(limits.vram)} of the device; {waiting} of main memory for weights that wait"
+    )
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0

@@ -118,7 +118,8 @@ class TextEncoder(nn.Module):
         config: sizes.
         operations: namespace of weighted layers, ``torch.nn`` or a host's own.
         device: where the weights are made, "meta" included.
-        dtype: dtype of the weights; float32 or bfloat16 (float16 can overflow at the size of Flan-UL2).
+        dtype: dtype of the weights; float32 or bfloat16 (float16 can overflow at the size of Flan-UL2), or eight bits
+            with layers that cast their weights, computed in bfloat16.
     """
 
     def __init__(
@@ -136,6 +137,10 @@ class TextEncoder(nn.Module):
 
     def conditioner_modules(self) -> list[nn.Module]:
         """Return nothing: every layer runs in every call."""
+        return []
+
+    def outer_blocks(self) -> list[nn.Module]:
+        """Return nothing: all blocks are alike."""
         return []
 
     def looked_up(self) -> list[nn.Module]:
@@ -156,6 +161,9 @@ class TextEncoder(nn.Module):
         Source: T5 1.1 as in google/flan-ul2; golden ``text``.
         """
         x = self.shared(input_ids)
+        if x.element_size() == 1:
+            # Weights may be stored in eight bits, but nothing is computed in them.
+            x = x.to(torch.bfloat16)
         bias = self.encoder.block[0].layer[0].SelfAttention.position_bias(input_ids.shape[1], x)
         bias = bias.masked_fill(~attention_mask.bool()[:, None, None, :], torch.finfo(x.dtype).min)
         for block in self.encoder.block:

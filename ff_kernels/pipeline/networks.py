@@ -19,9 +19,10 @@ from ..checkpoints.loading import Loaded, load_as_stored, load_contents, load_pr
 from ..errors import CheckpointError, DeviceError
 from ..runtime.budget import without_reserve
 from ..runtime.devices import free_bytes, wide_dtype
-from ..runtime.host import KEPT_FREE, free_ram, pins_for
+from ..runtime.host import KEPT_FREE, Pins, free_ram, pins_for
 from ..runtime.placing import SourceOf, blocks_of, place
 from ..runtime.plan import Blocks, Budget, Plan, plan_network
+from ..runtime.rounding import Report
 from .needs import MovqNeed, MovqPlan, Need, plan_movq
 
 P = TypeVar("P")
@@ -63,17 +64,19 @@ class Networks:
         parity: "strict" or "fast", see ``Pipeline``.
         keeps_all: keep every network that was loaded where there is room; False frees them before the next one is.
         budget: what they may use; a None in it is what is free at the time.
+        rounds: keep weights of U-Nets and text encoder in 8 bit (``runtime.rounding``).
     """
 
     def __init__(
         self, models: ModelFiles, device: torch.device, dtype: torch.dtype, parity: Parity, *, keeps_all: bool,
-        budget: Budget | None = None,
+        budget: Budget | None = None, rounds: bool = False,
     ) -> None:  # fmt: skip
         require_parity(parity)
         self.models, self.device, self.dtype, self.parity, self.keeps_all = models, device, dtype, parity, keeps_all
-        self.budget = budget or Budget()
+        self.budget, self.rounds = budget or Budget(), rounds
+        self.reports: dict[str, Report] = {}
         self.loaded: dict[str, _Held] = {}
-        self._pins = pins_for(device)
+        self._pins: Pins | None = None
 
     def get(self, stage: str) -> Loaded:
         """Return the file of a stage, loading it the first time; a U-Net or text encoder runs inside of ``placed``."""
@@ -102,7 +105,8 @@ class Networks:
             vram = None if free is None else free + sum(held.nbytes for held in self.loaded.values())
         if ram is None:
             free = free_ram()
-            ram = None if free is None else max(0, free - KEPT_FREE)
+            pinned = self._pins.used if self._pins is not None else 0
+            ram = None if free is None else max(0, free + pinned - KEPT_FREE)
         return replace(self.budget, vram=None if vram is None else without_reserve(vram), ram=ram)
 
     def placed(self, stage: str, need: Callable[[nn.Module], Need]) -> Placed:
@@ -126,9 +130,12 @@ class Networks:
             del self.loaded[stage]
             held = self._open(stage)
         if held.placed is None:
+            if plan.waiting == "memory":
+                self._pins = self._pins or pins_for(self.device)
             hold = self._pins.hold if self._pins is not None else None
             running = place(
-                held.network, plan, self.device, held.dtype, source_of=held.source_of, hold=hold
+                held.network, plan, self.device, held.dtype, source_of=held.source_of, hold=hold,
+                report=self.reports.setdefault(stage, Report()) if self.rounds else None,
             )  # fmt: skip
             held.placed, held.source_of = Placed(held.network, plan, running), None
         held.placed.plan, held.nbytes = plan, plan.resident
@@ -153,10 +160,11 @@ class Networks:
         """Return the projection of text: a file of its own or, release 1.0, part of the keyframe file."""
         stage = "projection" if "projection" in self.models.files else "keyframe"
         # Without the U-Net beside it, of which encoding needs nothing else.
-        projection = load_projection(self.models.require(stage)[0])
+        contents = self.models.require(stage)[0]
+        projection = load_projection(contents, self.device, self.dtype_of("text_encoder"))
         if projection is None:
             self.models.require("projection")
-        return projection.to(self.device, self.dtype_of(stage)).to(self.dtype_of("text_encoder"))
+        return projection
 
     def null_embedding(self, stage: str) -> Tensor:
         """Return the learned empty text that a stage's file holds.
@@ -200,7 +208,9 @@ class Networks:
             contents, kind = self.models.require(stage)
             target = self.target(stage)
             network, source_of = load_as_stored(contents, kind, target=target, parity=self.parity)
-            self.loaded[stage] = _Held(kind, network, target.dtype, blocks_of(network, target.dtype), source_of)
+            self.loaded[stage] = _Held(
+                kind, network, target.dtype, blocks_of(network, target.dtype, rounds=self.rounds), source_of
+            )
         return self.loaded[stage]
 
     def _open_movq(self, stage: str, dtype: torch.dtype) -> _Held:

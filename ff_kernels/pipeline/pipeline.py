@@ -28,7 +28,7 @@ from ..stages.releases import RELEASES
 from ..stages.run import Run, Text
 from .clip import Clip, LatentClip
 from .decoder import NarrowDecoder
-from .needs import Batch, MovqNeed, decoding_need, interpolation_batch, keyframe_batch, unet_need
+from .needs import Batch, MovqNeed, MovqPlan, decoding_need, interpolation_batch, keyframe_batch, unet_need
 from .networks import Networks
 from .prompts import Prompts
 from .settings import LEVELS, Settings, resolve_settings
@@ -52,20 +52,25 @@ class Pipeline:
         defaults: settings to start from where the caller's are None.
         loras: files with their strengths, merged into the U-Nets that they were made for.
         budget: what the networks may use of the device and of main memory; default: what is free.
+        rounds: keep weights of U-Nets and text encoder in 8 bit, but where it shows (``runtime.rounding``).
+        prompt_cache: folder in which encoded prompts are kept and looked for; None keeps none.
     """
 
     def __init__(
         self, models: ModelFiles, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
         keeps_networks: bool = True, parity: Parity = "fast", uses_graphs: bool = True,
         defaults: Settings | None = None, budget: Budget | None = None,
-        loras: Sequence[tuple[str | Path, float]] = (),
+        loras: Sequence[tuple[str | Path, float]] = (), rounds: bool = False,
+        prompt_cache: Path | None = None,
     ) -> None:  # fmt: skip
         self.models, self.device, self.dtype = with_loras(models, loras), torch.device(device), dtype
         self.family, self.release = models.family, RELEASES[models.family]
         self.uses_graphs = uses_graphs and self.device.type == "cuda"
         self.defaults = defaults or Settings(fps="low", width=512, height=512)
-        self.networks = Networks(self.models, self.device, dtype, parity, keeps_all=keeps_networks, budget=budget)
-        self.prompts = Prompts(self.networks)
+        self.networks = Networks(
+            self.models, self.device, dtype, parity, keeps_all=keeps_networks, budget=budget, rounds=rounds
+        )
+        self.prompts = Prompts(self.networks, prompt_cache)
 
     @classmethod
     def from_folder(cls, folder: str | Path, **options: Any) -> "Pipeline":
@@ -83,6 +88,11 @@ class Pipeline:
         return "masked" if "masked" in has and "interpolation" not in has else "interpolation"
 
     @property
+    def picture_stage(self) -> str:
+        """What reads pictures: the image MoVQ, or the video one in a folder that has no other."""
+        return "movq" if "movq" in self.models.files else "video_movq"
+
+    @property
     def multiple(self) -> int:
         """Width and height must be multiples of this many pixels: 64 for the releases."""
         files, movq = self.models.files, self.models.require(self.release.decoder)[1].config
@@ -94,7 +104,8 @@ class Pipeline:
         trained = self.models.require("keyframe")[1].config.num_frames
         return resolve_settings(settings, self.defaults, self.multiple, trained, self.release)
 
-    def _latent_size(self, settings: Settings) -> tuple[int, int]:
+    def latent_size(self, settings: Settings) -> tuple[int, int]:
+        """Return the height and width of a frame's latents."""
         factor = self.models.require(self.release.decoder)[1].config.factor
         return settings.height // factor, settings.width // factor
 
@@ -112,7 +123,8 @@ class Pipeline:
     ) -> Iterator[tuple[nn.Module, Callable[[Noise, Callback | None], Run]]]:
         """Yield the network of a stage, ready to run, and what makes a ``Run`` of a noise source and a callback."""
         plan = settings.plan if stage == "keyframe" else settings.interpolation_plan
-        held = self.networks.placed(stage, lambda unet: unet_need(unet, batch, self.dtype, settings.is_stacked))
+        target = self.networks.target(stage)
+        held = self.networks.placed(stage, lambda unet: unet_need(unet, batch, target, settings.is_stacked))
 
         def make_run(noise: Noise, callback: Callback | None) -> Run:
             # A graph replays no hooks, so that blocks which pass through would keep the weights of its recording.
@@ -137,7 +149,7 @@ class Pipeline:
             first_frame: release 1.1: ``[B, 4, h, w]`` latents.
             callback: see ``sample_latents``.
         """
-        clips, size = text.context.shape[0], self._latent_size(settings)
+        clips, size = text.context.shape[0], self.latent_size(settings)
         noise = SeededNoise(stage_seeds(settings.seed, clips, KEYFRAMES))
         start = None if first_frame is None else FirstFrame(
             first_frame, settings.image_guidance, settings.motion_score, settings.noise_level, not settings.is_mended
@@ -156,7 +168,7 @@ class Pipeline:
     def sample_picture(self, text: Text, settings: Settings, callback: Callback | None = None) -> Tensor:
         """Return a first frame ``[2H, 2W, 3]`` in 0..1 drawn from text, release 1.1."""
         # Release 1.1: the first frame is drawn at twice the size asked for (latent side height // 4).
-        size = tuple(2 * side for side in self._latent_size(settings))
+        size = tuple(2 * side for side in self.latent_size(settings))
         noise = SeededNoise(stage_seeds(settings.seed, 1, PICTURE))
         batch = Batch(1, 2, 2, size, settings.steps or self.release.keyframe.steps)
         null = text.unconditional(self.networks.null_embedding("keyframe"))
@@ -174,8 +186,7 @@ class Pipeline:
         """Return latents ``[1, 4, h, w]`` of a picture ``[H, W, C]`` in 0..1 of any size, see ``to_rgb``."""
         fit = fit_covering if settings.is_mended else fit_as_released
         pixels = fit(to_rgb(picture), settings.width, settings.height).permute(2, 0, 1)[None] * 2 - 1
-        stage = "movq" if "movq" in self.models.files else "video_movq"
-        network, plan = self.networks.movq(stage, MovqNeed(ENCODE, 1, tuple(pixels.shape[-2:])))
+        network, plan = self.networks.movq(self.picture_stage, MovqNeed(ENCODE, 1, tuple(pixels.shape[-2:])))
         return network.encode(pixels.to(self.device, plan.dtype)).float()
 
     @torch.inference_mode()
@@ -233,6 +244,15 @@ class Pipeline:
         )  # fmt: skip
         for frames in chunks:
             yield frames.permute(0, 2, 3, 1).cpu()
+
+    def decoder(self, frames: int, settings: Settings, decoder: str | None = None) -> MovqPlan:
+        """Load what decodes clips of so many frames and return how it does; see ``decode_chunks``."""
+        stage = decoder or self.release.decoder
+        shares_map = self.release.shares_map and not settings.is_mended
+        config = self.models.require(stage)[1].config
+        return self.networks.movq(
+            stage, decoding_need(config, frames, (settings.height, settings.width), shares_map)
+        )[1]  # fmt: skip
 
     def _decoded(
         self, stage: str, latents: Tensor, *, shared_map: bool = False, blends: bool = False,

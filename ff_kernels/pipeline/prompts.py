@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,13 +13,20 @@ from ..stages.run import Text
 from ..stages.tokenizer import MAX_TOKENS, Tokenizer, check_unicode, pad_tokens
 from .needs import text_need
 from .networks import Networks
+from .prompt_cache import PromptCache
 
 
 class Prompts:
-    """Encodes prompts with the networks and the tokenizer of a folder."""
+    """Encodes prompts with the networks and the tokenizer of a folder.
 
-    def __init__(self, networks: Networks) -> None:
+    Args:
+        networks: of the folder.
+        cache: folder of encoded prompts; None encodes every prompt anew.
+    """
+
+    def __init__(self, networks: Networks, cache: Path | None = None) -> None:
         self.networks = networks
+        self.cache = None if cache is None else PromptCache(cache, networks.models, networks.device)
         self._tokenizer: Tokenizer | None = None
 
     @torch.inference_mode()
@@ -57,19 +65,33 @@ class Prompts:
         return self._tokenizer.encode(prompt).ids
 
     def _text(self, rows: list[Tensor]) -> Text:
-        ids, mask = (each.to(self.networks.device) for each in pad_tokens(rows))
-        dtype = self.networks.dtype_of("text_encoder")
-        held = self.networks.placed("text_encoder", lambda network: text_need(network.config, len(ids), dtype))
+        ids, mask = pad_tokens(rows)
+        networks = self.networks
+        if self.cache is None:
+            context, mask, _ = self._encoded(ids, mask)
+        else:
+            dtypes = (networks.dtype_of("text_encoder"), networks.dtype)
+            context, mask = self.cache.get(ids, mask, dtypes, lambda: self._encoded(ids, mask))
+        context, mask = context.to(networks.device), mask.to(networks.device)
+        counted = (mask.sum(dim=1) + 1).clamp(max=MAX_TOKENS)
+        return Text(context, mask, counted)
+
+    def _encoded(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """Return context, mask and whether no encoding overflowed."""
+        networks = self.networks
+        ids, mask = ids.to(networks.device), mask.to(networks.device)
+        dtype = networks.dtype_of("text_encoder")
+        held = networks.placed("text_encoder", lambda network: text_need(network.config, len(ids), dtype))
         with held.running:
             hidden = held.network(ids, mask)
         is_bad = ~hidden.isfinite().all(dim=2).all(dim=1)
-        if is_bad.any():
+        overflows = bool(is_bad.any())
+        if overflows:
             # Release 1.0: a prompt whose encoding overflows becomes an empty context; we say so.
-            warnings.warn("the text encoder overflowed, the prompt is ignored: use bfloat16 or float32", stacklevel=4)
+            warnings.warn("the text encoder overflowed, the prompt is ignored: use bfloat16 or float32", stacklevel=5)
             hidden, mask = torch.where(is_bad[:, None, None], 0, hidden), torch.where(is_bad[:, None], 0, mask)
-        context, mask = project_context(hidden, mask, self.networks.projection())
-        counted = (mask.sum(dim=1) + 1).clamp(max=MAX_TOKENS)
-        return Text(context.to(self.networks.dtype), mask, counted)
+        context, mask = project_context(hidden, mask, networks.projection())
+        return context.to(networks.dtype), mask, not overflows
 
 
 def require_prompts(prompts: Sequence[str]) -> None:

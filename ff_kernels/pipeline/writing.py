@@ -39,7 +39,7 @@ def write_clip(
     clip = pipeline.sample(prompt, settings, decoder=decoder, progress=progress, **inputs)
     clock = Clock(progress, clip.seconds)
     # Opened before the output is: what goes wrong inside of that counts as a failure to write.
-    pipeline.network(decoder or pipeline.release.decoder)
+    pipeline.decoder(len(clip.latents), settings, decoder)
     with clock("decoding"):
         # Straight to the file: the frames of a long clip would fill the memory that its networks leave.
         chunks = pipeline.decode_chunks(clip.latents, settings, decoder=decoder, should_stop=clock.count)

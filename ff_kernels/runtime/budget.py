@@ -3,10 +3,10 @@
 # Live values per latent position and model channel at the peak of a step. The recorder counts 9 at 512x512 and
 # 640x384 for both U-Nets of release 1.0 and 11 where nothing is large enough to be run in parts.
 PEAK_VALUES = 12
-# Live bytes per pixel, byte of a number and frame at the peak of MoVQ as released, 128 channels wide; the recorder
+# Live bytes per pixel, byte of a number and frame at the peak of MoVQ as released, 256 channels wide; the recorder
 # counts 1,340, 1,610 and 1,070 MB for a frame of 512x512 in float32.
 IMAGE_DECODE, VIDEO_DECODE, ENCODE = 1280, 1540, 1020
-MOVQ_WIDTH = 128
+MOVQ_WIDTH = 256
 # Live values per token and width of the gated layers at the peak of a block of the text encoder.
 TEXT_VALUES = 4
 # What the vendor's libraries take as workspace, and the fragments that an allocator cannot use: assumed.

@@ -1,6 +1,7 @@
 """Which device runs a network, what it can compute in, and what it has: the one place that asks torch about devices."""
 
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -57,7 +58,12 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def computes_in(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether a device computes in a floating-point dtype by itself, not by an imitation of torch's."""
+    """Return whether a device computes in a floating-point dtype by itself, not by an imitation of torch's.
+
+    A CUDA device on a machine without one is taken for one of today: plans are made for it.
+    """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return True
     if device.type == "cuda" and dtype is torch.bfloat16 and not torch.version.hip:
         return torch.cuda.get_device_capability(device) >= _BFLOAT16_CAPABILITY
     try:
@@ -65,6 +71,14 @@ def computes_in(device: torch.device, dtype: torch.dtype) -> bool:
         return bool((a @ a).isfinite().all())
     except (RuntimeError, TypeError, NotImplementedError):
         return False
+
+
+def held_itemsize(device: torch.device, dtype: torch.dtype) -> int:
+    """Return the bytes that a number of an intermediate result takes.
+
+    Kernels keep 16 bit to themselves; the formulas that serve other devices widen them to float32 on the way.
+    """
+    return dtype.itemsize if device.type == "cuda" else max(dtype.itemsize, torch.float32.itemsize)
 
 
 def dtypes_of(device: torch.device) -> tuple[str, ...]:
@@ -89,6 +103,28 @@ def choose_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
             f"expected a dtype in which {name_of(device)} computes, got {name}: choose {' or '.join(dtypes_of(device))}"
         )
     return DTYPES[name]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A device to plan for.
+
+    Attributes:
+        device: it.
+        dtype: in which it computes by default.
+        is_here: whether this machine has it.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    is_here: bool
+
+
+def planned_device() -> Planned:
+    """Return the accelerator of this machine, or else a CUDA device of today that it might have."""
+    name = first_present()
+    device = torch.device("cuda" if name == "cpu" else name)
+    return Planned(device, choose_dtype(device), name != "cpu")
 
 
 def wide_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

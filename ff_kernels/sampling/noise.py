@@ -24,9 +24,16 @@ STREAMS = 4
 KEYFRAMES, PICTURE, FIRST_PASS, SECOND_PASS = range(STREAMS)
 
 
-def stage_seeds(seed: int, clips: int, stream: int) -> list[int]:
-    """Return the seed of every clip of a batch in one stage; clip i of ``seed`` is the first clip of ``seed + i``."""
-    return [((seed + clip) * STREAMS + stream) % 2**63 for clip in range(clips)]
+def stage_seeds(seed: int, clips: int | Sequence[int], stream: int) -> list[int]:
+    """Return the seed of every clip of a batch in one stage; clip i of ``seed`` is the first clip of ``seed + i``.
+
+    Args:
+        seed: of clip 0.
+        clips: how many there are, or which: their numbers.
+        stream: of the stage.
+    """
+    numbers = range(clips) if isinstance(clips, int) else clips
+    return [((seed + clip) * STREAMS + stream) % 2**63 for clip in numbers]
 
 
 def pass_stream(number: int) -> int:

@@ -3,7 +3,7 @@
 B clips, T frames, G gaps, h and w latent sides.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,8 +26,8 @@ MakeRun = Callable[[Noise, int], Run]
 
 def interpolate_passes(
     unet: InterpolationUNet | MaskedUNet, frames: Tensor, text: Text | None, null_embedding: Tensor,
-    make_run: MakeRun, *, seed: int, passes: int, first: int = 0, guidance_scale: float | None = None,
-    steps: int | None = None,
+    make_run: MakeRun, *, seed: int, passes: int, first: int = 0, numbers: Sequence[int] | None = None,
+    guidance_scale: float | None = None, steps: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Fill three frames into every gap, again and again: each pass with its own noise and its own frames to skip.
 
@@ -40,6 +40,7 @@ def interpolate_passes(
         seed: of the first clip.
         passes: how often to interpolate.
         first: number of the first pass, from 0: later passes see frames that are closer in time.
+        numbers: of the clips in the batch that ``seed`` begins; default 0, 1, ..
         guidance_scale: see ``interpolate``.
         steps: see ``interpolate``.
 
@@ -49,12 +50,13 @@ def interpolate_passes(
     fill, per_gap = GAP_STAGES[unet.config.stage]
     for i in range(first, first + passes):
         clips, gaps = frames.shape[0], frames.shape[1] - 1
+        seeds = stage_seeds(seed, clips if numbers is None else numbers, pass_stream(i))
         frames = fill(
             unet,
             frames,
             text,
             null_embedding,
-            make_run(SeededNoise(stage_seeds(seed, clips, pass_stream(i))), 2 * clips * gaps * per_gap),
+            make_run(SeededNoise(seeds), 2 * clips * gaps * per_gap),
             skip_frames=SKIP_FRAMES[min(i, len(SKIP_FRAMES) - 1)],
             guidance_scale=guidance_scale,
             steps=steps,

@@ -125,7 +125,8 @@ def frame_mask(mask: Tensor, frames: int) -> Tensor:
 
     Args:
         mask: 1 = missing; ``[T]``, ``[B, 1, T, h, w]``, or up to four axes of which the last two are the frame's and
-            all others together count the frames, as hosts reshape them.
+            all others together count the frames, as hosts reshape them; one repeated for each of several clips is taken
+            once.
         frames: T.
 
     Raises:
@@ -134,6 +135,9 @@ def frame_mask(mask: Tensor, frames: int) -> Tensor:
     if mask.ndim > 1:
         mask = mask.float().mean(dim=(-2, -1))
         mask = mask.reshape(-1, mask.shape[-1]).mean(dim=0) if mask.ndim == 3 else mask.reshape(-1)
+    if mask.shape[0] > frames and mask.shape[0] % frames == 0:
+        repeats = mask.reshape(-1, frames)
+        mask = repeats[0] if bool((repeats == repeats[:1]).all()) else mask
     if mask.shape[0] != frames:
         raise ShapeError(
             f"expected a mask of {frames} frames, one for each frame of the clip, got {mask.shape[0]}: make the mask "

@@ -39,8 +39,8 @@ class Tokenizer:
 
     def __init__(self, model: bytes | str | Path) -> None:
         try:
-            content = model if isinstance(model, bytes) else Path(model).read_bytes()
-            self.processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+            self.content = model if isinstance(model, bytes) else Path(model).read_bytes()
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=self.content)
         except (OSError, RuntimeError) as error:
             name = "the embedded tokenizer" if isinstance(model, bytes) else f"'{model}'"
             raise CheckpointError(

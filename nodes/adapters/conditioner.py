@@ -64,6 +64,8 @@ def conditioner_of(patcher: Any) -> Any:
     if own.patches_uuid != patcher.patches_uuid:
         names = conditioner.state_dict()
         own.patches = {name: list(patches) for name, patches in patcher.patches.items() if name in names}
+        # Another dtype to compute in is asked of the MODEL alone, and is its conditioner's as well.
+        own.force_cast_weights = patcher.force_cast_weights
         own.patches_uuid = patcher.patches_uuid
     return own
 
@@ -74,7 +76,7 @@ def unload_patched(patcher: Any) -> None:
     Core merges by asking a MODEL for its weights, and the MODEL does not know what its conditioner put under patches.
     """
     own = conditioner_of(patcher)
-    if own.patches:
+    if own.patches or own.force_cast_weights:
         unload(own)
 
 

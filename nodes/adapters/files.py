@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...ff_kernels.checkpoints.detection import NAMES, NULL_KEY, Kind, detect
 from ...ff_kernels.checkpoints.loading import check_contents, load_projection
-from ...ff_kernels.checkpoints.reading import Contents, latent_space, read_contents, whole_of
+from ...ff_kernels.checkpoints.reading import CORE_TEXT, CORE_VAE, Contents, latent_space, read_contents, whole_of
 from ...ff_kernels.errors import CheckpointError
 from ...ff_kernels.models.configs import LatentSpace
 from ...ff_kernels.models.text_encoder import TextProjection
@@ -25,6 +25,9 @@ NODE_OF = {
     "projection": "FusionFrames Load Text Encoder (as its projection)",
 }
 
+# What to take of a checkpoint that core saved whole, by the stage that is asked for.
+PARTS = {"movq": CORE_VAE, "video_movq": CORE_VAE, "text_encoder": CORE_TEXT}
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -36,6 +39,7 @@ class Weights:
         tensors: of the network.
         null_embedding: ``[D]``, where the file has one.
         space: how its latents relate to pixels.
+        tokenizer: bytes of a SentencePiece model, where the file has one.
     """
 
     path: Path
@@ -43,6 +47,7 @@ class Weights:
     tensors: dict[str, Tensor]
     null_embedding: Tensor | None
     space: LatentSpace
+    tokenizer: bytes | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -58,9 +63,9 @@ class Weights:
         return sum(tensor.numel() for tensor in self.tensors.values())
 
 
-def _open(path: Path, node_input: str) -> tuple[Contents, Kind]:
+def _open(path: Path, node_input: str, part: str | None) -> tuple[Contents, Kind]:
     try:
-        contents = read_contents(whole_of(path))
+        contents = read_contents(whole_of(path), part)
         return contents, detect(contents)
     except CheckpointError as error:
         raise CheckpointError(f"{node_input}: {error}") from error
@@ -77,7 +82,7 @@ def open_weights(path: Path, stages: Sequence[str], node_input: str) -> Weights:
     Raises:
         CheckpointError: naming the input, what was expected, what was found and which node wants it.
     """
-    contents, kind = _open(path, node_input)
+    contents, kind = _open(path, node_input, PARTS.get(stages[0]))
     if kind.stage not in stages:
         wanted = " or ".join(NAMES[stage] for stage in stages)
         raise CheckpointError(
@@ -86,7 +91,8 @@ def open_weights(path: Path, stages: Sequence[str], node_input: str) -> Weights:
         )
     _, tensors, extras = check_contents(contents, kind)
     null = extras.get(NULL_KEY)
-    return Weights(contents.path, kind, tensors, None if null is None else null.reshape(-1), latent_space(contents))
+    null = None if null is None else null.reshape(-1)
+    return Weights(contents.path, kind, tensors, null, latent_space(contents), contents.tokenizer)
 
 
 def open_projection(path: Path, node_input: str) -> TextProjection:
@@ -95,7 +101,7 @@ def open_projection(path: Path, node_input: str) -> TextProjection:
     Raises:
         CheckpointError: if the file holds none.
     """
-    contents, kind = _open(path, node_input)
+    contents, kind = _open(path, node_input, CORE_TEXT)
     projection = load_projection(contents)
     if projection is None:
         raise CheckpointError(
@@ -103,3 +109,18 @@ def open_projection(path: Path, node_input: str) -> TextProjection:
             "the keyframe checkpoint (release 1.0) or t5_projections (release 1.1)"
         )
     return projection
+
+
+def open_first_projection(paths: Sequence[Path], node_input: str) -> TextProjection:
+    """Open the text projection of the first file that has one, where files of one name lie in several folders.
+
+    Raises:
+        CheckpointError: about the first file, if none has.
+    """
+    errors = []
+    for path in paths:
+        try:
+            return open_projection(path, node_input)
+        except CheckpointError as error:
+            errors.append(error)
+    raise errors[0]

@@ -12,11 +12,13 @@ from .._compat import LatentFormat
 
 CHANNELS = 4
 # Keys that our nodes add to a conditioning.
-NULL = "fusionframes_null"
+MARKED = "fusionframes_marked"
 FIRST_FRAME = "fusionframes_first_frame"
 NOISE_LEVEL = "fusionframes_noise_level"
 MOTION_SCORE = "fusionframes_motion_score"
 NO_FIRST_FRAME = "fusionframes_without_first_frame"
+# Key of a LATENT: interpolation passes that its frames have behind them.
+PASSES = "fusionframes_passes"
 IMAGE_KEYS = (FIRST_FRAME, NOISE_LEVEL, MOTION_SCORE)
 # Shown in previews where a checkpoint's colours were never measured: three channels as red, green and blue.
 FALSE_COLOURS = ((0.5, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 0.5), (0.15, 0.15, 0.15))

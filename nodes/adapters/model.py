@@ -9,13 +9,7 @@ from ...ff_kernels.checkpoints.detection import NULL_KEY
 from ...ff_kernels.checkpoints.loading import cast_tensors
 from ...ff_kernels.checkpoints.reading import LATENTS_KEY, METADATA_KEY, pack_metadata
 from ...ff_kernels.errors import InputError
-from ...ff_kernels.models.conditions import Conditions
-from ...ff_kernels.models.configs import UNetConfig
-from ...ff_kernels.models.interpolation_unet import InterpolationUNet
-from ...ff_kernels.models.keyframe_unet import KeyframeUNet, keyframe_positions
-from ...ff_kernels.models.masked_unet import MaskedUNet
-from ...ff_kernels.models.unet import UNet
-from ...ff_kernels.models.unets import UNETS
+from ...ff_kernels.models.configs import UNetConfig, check_sides
 from ...ff_kernels.ops import clip_to_quantile, clip_to_range
 from ...ff_kernels.ops.step import THRESHOLD_V10
 from ...ff_kernels.sampling.levels import trained_levels
@@ -41,108 +35,22 @@ from .._compat import (
     set_factory,
     set_inference_dtype,
 )
+from .clips import clip_numbers
 from .conditioner import KEY, Conditioner, conditioner_of, unload_patched, unpatch_other, with_conditioner
 from .files import Weights
 from .first_frame import first_frame_of, numbers_of
 from .latent import NO_FIRST_FRAME, VideoLatents
+from .networks import NETWORKS, EngineView
+from .runs import RUN, with_run
 from .tables import TABLES, with_tables
 from .text import context_of
-from .training import refuse_bypass, weigh_for_training
+from .training import weigh_for_training
 
 # Core multiplies it with latent positions to guess what to free. Not measured on a GPU yet: half more than core's
 # default of 2, because activations are wide before the first halving.
 MEMORY_USAGE_FACTOR = 3.0
 # Core's samplers tell the times that the release's own run tells.
 RELEASED_OFFSET = TRAIN_STEPS // V10.keyframe.steps
-
-
-class _InCore:
-    """A U-Net that knows its dtype, which core asks it for, and lists all its weights, which core saves."""
-
-    conditioner: Conditioner | None = None
-
-    def __init__(self, config: UNetConfig, *, dtype: torch.dtype, device: Any = None, operations: Any = None) -> None:
-        super().__init__(config, operations=operations, device=device, dtype=dtype)
-        self.dtype = dtype
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the weights under the names of the release, the conditioner's among them."""
-        out = super().state_dict(*args, **kwargs)
-        if self.conditioner is not None:
-            if not args:
-                kwargs["destination"] = out
-            self.conditioner.diffusion_model.state_dict(*args, **kwargs)
-        return out
-
-
-class CoreKeyframeUNet(_InCore, KeyframeUNet):
-    """Keyframe U-Net with the call core makes; ``EngineView`` gives the call our own samplers make."""
-
-    def forward(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor,
-        control: Any = None,
-        transformer_options: Any = None,
-        *,
-        context_mask: Tensor,
-        first_frame: Tensor | None = None,
-        noise_level: Tensor | None = None,
-        motion_score: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
-        """Predict the noise of ``[B, 4, T, h, w]``; ``first_frame`` is ``[B, 5, T, h, w]``, image and mask."""
-        refuse_bypass(self)
-        B, _, T = x.shape[:3]
-        is_video = self.config.family == "1.0" or T > 1 or first_frame is not None
-
-        def prepare(timesteps: Tensor) -> Conditions:
-            return self.prepare(
-                context,
-                context_mask,
-                timesteps,
-                positions=keyframe_positions(self.config.family, T) if is_video else None,
-                keyframes=T if is_video else 1,
-                noise_level=noise_level,
-                motion_score=motion_score,
-            )
-
-        tables = (transformer_options or {}).get(TABLES)
-        if tables is None:
-            conditions, step = prepare(timesteps[None]), 0
-        else:
-            inputs = (context, context_mask, noise_level, motion_score, T, int(is_video))
-            conditions, step = tables.find(timesteps, inputs, prepare)
-        extra = self.config.num_channels - x.shape[1]
-        if extra:
-            x = torch.cat([x, x.new_zeros(B, extra, *x.shape[2:]) if first_frame is None else first_frame], dim=1)
-        frames = x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        out = KeyframeUNet.forward(self, frames, conditions, step)
-        return out.unflatten(0, (B, T)).transpose(1, 2)
-
-
-class CoreInterpolationUNet(_InCore, InterpolationUNet):
-    """Interpolation U-Net in core's care; only our own sampler calls it, gap by gap."""
-
-
-class CoreMaskedUNet(_InCore, MaskedUNet):
-    """Masked-frame U-Net in core's care; only our own sampler calls it, gap by gap."""
-
-
-# The U-Net of a stage in core's care; ``UNETS`` are the engine's own.
-NETWORKS = {"keyframe": CoreKeyframeUNet, "interpolation": CoreInterpolationUNet, "masked": CoreMaskedUNet}
-
-
-class EngineView:
-    """A U-Net in core's care with the call of the engine's samplers."""
-
-    def __init__(self, unet: UNet) -> None:
-        self.config, self.prepare, self._unet = unet.config, unet.prepare, unet
-
-    def __call__(self, x: Tensor, conditions: Conditions, step: int = 0) -> Tensor:
-        """Predict; see ``UNet.forward``."""
-        return UNETS[self.config.stage].forward(self._unet, x, conditions, step)
 
 
 class KeyframeSampling(ModelSamplingDiscrete, EPS):
@@ -192,6 +100,7 @@ class CoreModel(BaseModel):
         config = self.network_config
         where = f"{kwargs.get('prompt_type') or 'the'} conditioning"
         require_stage(config, "keyframe", "model")
+        check_sides(*kwargs["noise"].shape[:-3:-1], config.side_multiple, "latent positions")
         context, mask = context_of(kwargs["cross_attn"], kwargs, self.null_embedding, config.context_dim, where)
         first_frame = self._first_frame(where, **kwargs)
         return {"c_crossattn": CONDRegular(context), "context_mask": CONDRegular(mask), **first_frame}
@@ -202,7 +111,8 @@ class CoreModel(BaseModel):
         shape = (clips, T, channels, *size)
         first_frame = first_frame_of(where, kwargs, self.network_config.family, shape)
         if first_frame is not None:
-            source = SeededNoise(stage_seeds(int(kwargs.get("seed") or 0), clips, KEYFRAMES))
+            seed = int(kwargs.get("seed") or 0)
+            source = SeededNoise(stage_seeds(seed, clip_numbers(noise, seed), KEYFRAMES))
             _, shown = draw_start(source, shape, noise, first_frame)
         elif kwargs.get(NO_FIRST_FRAME):
             shown = noise.new_zeros(clips, T, channels + 1, *size)
@@ -228,7 +138,8 @@ class CoreConfig(SupportedModel):
     memory_usage_factor = MEMORY_USAGE_FACTOR
 
     def __init__(self, weights: Weights) -> None:
-        super().__init__({"config": weights.kind.config})
+        # Core's FreeU finds its two stages by four and by two times this width: the two lowest skips here.
+        super().__init__({"config": weights.kind.config, "model_channels": lowest_skip(weights.kind.config) // 4})
         self.network: UNetConfig = weights.kind.config
         self.null_embedding = None if weights.null_embedding is None else weights.null_embedding.float()
         self.space = weights.space
@@ -240,6 +151,11 @@ class CoreConfig(SupportedModel):
 
     def clip_target(self, state_dict: Any = None) -> None:
         """Return nothing: the text encoder is a file of its own."""
+
+
+def lowest_skip(config: UNetConfig) -> int:
+    """Return the channels of the skip between the smallest maps, those of the network where it has no skip."""
+    return config.model_channels * config.dim_mult[-2 if len(config.dim_mult) > 1 else 0]
 
 
 def clip_denoised(arguments: dict[str, Any]) -> Tensor:
@@ -283,6 +199,7 @@ def load_model(weights: Weights, dtype: torch.dtype | None, disable_dynamic: boo
     if weights.kind.stage == "keyframe":
         patcher.set_model_sampler_post_cfg_function(clip_denoised)
         patcher.add_wrapper_with_key(SAMPLER_SAMPLE, TABLES, with_tables)
+    patcher.add_wrapper_with_key(SAMPLER_SAMPLE, RUN, with_run)
     set_factory(patcher, load_model, weights, dtype)
     return patcher
 
@@ -301,6 +218,11 @@ def network_of(model: Any, stage: str | tuple[str, ...], node_input: str) -> tup
         )
     require_stage(inner.network_config, stage, node_input)
     return EngineView(inner.diffusion_model), inner
+
+
+def compute_dtype(patcher: Any) -> torch.dtype:
+    """Return the dtype that a MODEL computes in, one that a node has asked for included."""
+    return patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
 
 
 def require_stage(config: UNetConfig, stage: str | tuple[str, ...], node_input: str) -> None:

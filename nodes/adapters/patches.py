@@ -24,6 +24,8 @@ POSITIONS, TEXT = "attn1", "attn2"
 ATTENTION_PATCHES = tuple(f"{name}_{kind}" for name in (POSITIONS, TEXT) for kind in ("patch", "output_patch"))
 READ_PATCHES = BLOCK_PATCHES + ATTENTION_PATCHES
 OVERRIDE = "optimized_attention_override"
+# Name of a run's ``Notice`` among core's transformer options.
+NOTICE = "fusionframes_notice"
 # Core's options of a forward that these U-Nets have nothing for.
 UNREAD_OPTIONS = ("rope_options",)
 
@@ -40,6 +42,8 @@ def hooks_of(
         mask: ``[R, L]``, non-zero where a token is valid.
         run_attention: core's attention function, for a MODEL that chooses another one.
     """
+    if NOTICE in options:
+        options[NOTICE](unread(options))
     patches, replace = options.get("patches", {}), options.get("patches_replace", {})
     has_any = any(patches.get(name) for name in READ_PATCHES) or any(replace.get(name) for name in (POSITIONS, TEXT))
     if not has_any and OVERRIDE not in options:
@@ -186,24 +190,36 @@ def fill_null_rows(context: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None
     return context, None if bool(valid.all()) else valid
 
 
-def unread(model_options: Mapping[str, Any], conditions: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+def unread(options: Mapping[str, Any], conditions: Mapping[str, list[dict[str, Any]]] | None = None) -> list[str]:
     """Name what was hung on a run and is read by nobody, in words for a user.
 
     Args:
-        model_options: core's options of the run.
+        options: core's transformer options of the run.
         conditions: the entries of each branch.
     """
-    options = model_options.get("transformer_options", {})
     names = [f"{name} patch" for name, patches in options.get("patches", {}).items() if patches]
     names = [name for name in names if name.removesuffix(" patch") not in READ_PATCHES]
     replace = options.get("patches_replace", {})
     names += [f"{name} replacement" for name, places in replace.items() if places and name not in (POSITIONS, TEXT)]
     names += [name.replace("_", " ") for name in UNREAD_OPTIONS if name in options]
-    entries = [entry for branch in conditions.values() for entry in branch]
+    entries = [entry for branch in (conditions or {}).values() for entry in branch]
     kinds = {"control": "ControlNet", "gligen": "GLIGEN boxes"}
     return names + [words for key, words in kinds.items() if any(entry.get(key) is not None for entry in entries)]
 
 
-def unread_warning(names: list[str]) -> str:
-    """Return the sentence about what ``unread`` named."""
-    return f"FusionFrames U-Nets do not read: {', '.join(names)}; the result is the same without"
+class Notice:
+    """Says once in a run what nobody reads; guidance may hang something on single calls of the network only.
+
+    Args:
+        say: takes a sentence.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._said = say, set()
+
+    def __call__(self, names: list[str]) -> None:
+        """Say those of the names that were not said before."""
+        fresh = [name for name in names if name not in self._said]
+        self._said.update(fresh)
+        if fresh:
+            self._say(f"FusionFrames U-Nets do not read: {', '.join(fresh)}; the result is the same without")

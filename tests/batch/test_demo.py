@@ -34,7 +34,7 @@ def write_prompts(folder: Path) -> Path:
     """Write 61 good rows in three kinds, one of them twice, one whose prompt kills and one with a broken picture."""
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     colours, shapes = ("red", "blue", "green", "purple"), ("circle", "square", "triangle")
-    kinds = ({"keyframes": 1}, {"fps": "medium"}, {"negative": "a large blue square"})
+    kinds = ({"keyframes": 1}, {"fps": "medium"}, {"negative": "blue"})
     rows = [
         {"prompt": f"a small {colours[i % 4]} {shapes[i % 3]} moves up", **QUICK, "seed": i,
          **(kinds[i // 4 % 3] if i % 4 == 0 else {})}

@@ -56,6 +56,12 @@ def test_every_field_of_the_settings_is_a_column():
     assert set(MISTAKEN.values()) <= set(SETTINGS) | set(OWN_COLUMNS)
 
 
+@pytest.mark.parametrize("value", ["[0.3, 5]", '"0.3 5"', '"0.3, 5"'])
+def test_setting_of_two_numbers_is_a_list_or_a_text(tmp_path, value):
+    (row,) = read_rows(write(tmp_path, "p.jsonl", f'{{"prompt": "a", "guided": {value}}}'))
+    assert row.settings == {"guided": (0.3, 5.0)}
+
+
 def test_image_is_beside_the_file_of_prompts(tmp_path):
     (row,) = read_rows(write(tmp_path, "p.jsonl", '{"prompt": "a", "image": "start.png"}'))
     assert row.image == tmp_path / "start.png"
@@ -71,6 +77,8 @@ WRONG_ROWS = {
     "fraction": ('{"prompt": "a", "steps": 2.5}', "whole number as steps, got 2.5"),
     "truth": ('{"prompt": "a", "seed": true}', "whole number as seed, got True"),
     "flag": ('{"prompt": "a", "is_mended": 1}', "true or false as is_mended, got 1"),
+    "pair": ('{"prompt": "a", "guided": [1]}', "2 numbers as guided, got [1]"),
+    "no_pair": ('{"prompt": "a", "guided": "low high"}', "2 numbers as guided, got 'low high'"),
     "decoder": ('{"prompt": "a", "decoder": "best"}', "got 'best'"),
     "mistaken": ('{"prompt": "a", "guidance": 3}', "column 'guidance_scale', got 'guidance'"),
 }

@@ -1,6 +1,5 @@
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 from support import release
@@ -26,7 +25,7 @@ from fusionframes.ff_kernels.stages.presets import PRESETS
 
 SMALL = Extent(captions=2, seeds=1, videos=1, truths=1)
 QUIET = lambda text: None  # noqa: E731
-PAGE = Path(RESULTS).parents[1] / "QUALITY.md"
+PAGE = RESULTS.parents[2] / "bench/QUALITY.md"
 
 
 def seen(motion, *places):

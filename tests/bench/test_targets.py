@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fusionframes.ff_kernels import bench
-from fusionframes.ff_kernels.bench.counting import TARGETS, figure, record_ours
+from fusionframes.ff_kernels.bench.counting import TARGETS, clip_costs, clip_table, figure, record_ours
 from fusionframes.ff_kernels.bench.known_values import KnownValues
 from fusionframes.ff_kernels.bench.recorder import record
 from fusionframes.ff_kernels.bench.workloads import WORKLOADS
@@ -48,6 +48,14 @@ def test_page_says_what_is_counted(ours):
         label: f"{figure(ours(name), key, WORKLOADS[name]) / unit:{form}}"
         for label, (name, key, unit, form) in SHOWN.items()
     }
+
+
+def test_page_of_the_presets_says_what_a_clip_costs_by_count():
+    costs = clip_costs()
+    page = (Path(bench.__file__).parents[1] / "bench/QUALITY.md").read_text(encoding="utf-8")
+    assert "\n".join(clip_table(costs)) in page
+    # Ten times the release's formulation: what the preset is for.
+    assert costs[0].seconds / next(cost for cost in costs if "balanced" in cost.name).seconds > 10
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.workload}-{target.figure}")

@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from support import tiny
 
 from fusionframes.ff_kernels.checkpoints.conversion import convert, write_checkpoint
-from fusionframes.ff_kernels.checkpoints.detection import Kind
+from fusionframes.ff_kernels.checkpoints.detection import Kind, detect
 from fusionframes.ff_kernels.checkpoints.folder import find_models
+from fusionframes.ff_kernels.checkpoints.folding import Target
+from fusionframes.ff_kernels.checkpoints.loading import load_as_stored
 from fusionframes.ff_kernels.checkpoints.lora import merge_lora, parse_choice, read_lora, with_loras, write_lora
 from fusionframes.ff_kernels.checkpoints.reading import read_contents
 from fusionframes.ff_kernels.demo import WEIGHTS
@@ -73,6 +75,20 @@ def test_merge_keeps_the_stored_dtype_and_adds_in_float32(tmp_path, base, lora, 
     merged = merge_lora(read_contents(path), read_lora(lora), 1.0).tensors[f"{QUERY}.weight"]
     up, down = factors(shapes, QUERY)
     assert torch.equal(merged, (half[f"{QUERY}.weight"].float() + 0.5 * (up @ down)).half())
+
+
+def test_merged_layers_are_not_read_from_the_file_again_and_the_others_are(base, lora):
+    contents = read_contents(base)
+    merged_contents, target = merge_lora(contents, read_lora(lora), 1.0), Target(torch.device("cpu"), torch.float32)
+    network, source_of = load_as_stored(merged_contents, detect(contents), target=target)
+    merged = {f"{name}.weight" for name in (TIME, QUERY)}
+    for name, parameter in network.named_parameters():
+        source = source_of(parameter)
+        assert (source is None) == (name in merged), name
+        if source is not None:
+            out = torch.empty_like(parameter)
+            source.write_into(out)
+            assert torch.equal(out, parameter)
 
 
 @pytest.mark.parametrize("prefix", ["diffusion_model.", "unet.", "lora_unet_", ""])

@@ -21,6 +21,7 @@ from fusionframes.ff_kernels.demo.model import demo_pipeline
 from fusionframes.ff_kernels.media import video
 from fusionframes.ff_kernels.pipeline.pipeline import Pipeline
 from fusionframes.ff_kernels.pipeline.settings import Settings
+from fusionframes.ff_kernels.runtime.plan import Budget
 from fusionframes.ff_kernels.stages.presets import PRESETS
 
 PROMPT = "a large purple triangle moves up on a white background"
@@ -47,6 +48,19 @@ def test_generate_writes_a_playable_file(tmp_path, capsys, suffix):
     assert "keyframes" in printed.out
     assert "peak memory" in printed.out
     assert printed.err.count("using the demo model") == 1
+    assert_matches(printed.err, r"plan: text encoder \d.* MB; keyframes .* MB; decoding .* MB")
+
+
+def test_generate_within_a_budget_says_the_plan_and_makes_the_same_clip(tmp_path, capsys):
+    options = ["--steps", "1", "--fps", "low", "--strict"]
+    for name, more in (("a", []), ("b", ["--vram", "0.0095"]), ("c", ["--low-memory"])):
+        assert generate(PROMPT, "-o", tmp_path / f"{name}.gif", *options, *more) == 0
+        printed = capsys.readouterr().err
+        assert ("streamed from" in printed) == bool(more)
+        assert ("streamed from the file" in printed) == (name == "c")
+    contents = [(tmp_path / f"{name}.gif").read_bytes() for name in "abc"]
+    assert contents[1] == contents[2]
+    assert len(contents[0]) == pytest.approx(len(contents[1]), rel=0.05)
 
 
 def test_generate_medium_level_png_sequence_and_storyboard(tmp_path):
@@ -76,9 +90,11 @@ class ArrivedError(Exception):
     """Ends a run where the model would be opened."""
 
 
-OPTIONS = """--model M --fps medium --width 72 --height 48 --steps 7 --guidance 1.5 --image-guidance 2.5
+OPTIONS = """--model M --fps medium --width 72 --height 48 --preset fast --steps 7
+--interpolation-steps 3 --solver ddim --interpolation-solver dpmpp_2m
+--guide-between 0.3 5 --guidance 1.5 --image-guidance 2.5
 --motion extreme --interpolation-guidance 0.3 --keyframes 4 --seed 11 --mend --low-memory --strict --no-graphs
---dtype bfloat16 --device cpu --negative red --decoder video --interpolation-steps 6"""
+--dtype bfloat16 --device cpu --negative red --decoder video --vram 2.5 --ram 16 --prompt-cache P --quant int8"""
 
 
 def test_generate_options_reach_the_model(tmp_path, monkeypatch):
@@ -101,16 +117,18 @@ def test_generate_options_reach_the_model(tmp_path, monkeypatch):
     shutil.copytree(WEIGHTS, tmp_path / "M")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fusionframes.ff_kernels.pipeline.pipeline.Pipeline", Recorded)
+    monkeypatch.setattr("fusionframes.ff_kernels.pipeline.planning.plan_run", lambda *given, **options: [])
     with pytest.raises(ArrivedError):
         generate(PROMPT, "-o", "o.gif", *OPTIONS.split())
     assert given == {
         "folder": Path("M"), "device": torch.device("cpu"), "dtype": torch.bfloat16, "keeps_networks": False,
         "parity": "strict", "uses_graphs": False, "prompt": PROMPT, "negative": "red", "picture": None,
-        "decoder": "video_movq",
+        "decoder": "video_movq", "budget": Budget(vram=25 * 10**8, ram=16 * 10**9, is_smallest=True),
+        "prompt_cache": Path("P"), "rounds": True, "loras": [],
         "settings": Settings(
-            fps="medium", width=72, height=48, steps=7, guidance_scale=1.5, image_guidance=2.5,
+            fps="medium", width=72, height=48, preset="fast", steps=7, interpolation_steps=3, solver="ddim",
+            interpolation_solver="dpmpp_2m", guided=(0.3, 5.0), guidance_scale=1.5, image_guidance=2.5,
             interpolation_guidance=0.3, motion_score=100, keyframes=4, seed=11, is_mended=True, is_stacked=False,
-            interpolation_steps=6,
         ),
     }  # fmt: skip
     assert all(value != getattr(Settings(), name) for name, value in vars(given["settings"]).items()
@@ -147,6 +165,9 @@ WRONG = {
     "fps": (["--fps", "60"], "invalid choice: '60'"),
     "storyboard": (["--storyboard", "absent/sheet.png"], "absent"),
     "storyboard_suffix": (["--storyboard", "sheet.txt"], r"sheet\.txt"),
+    "vram_word": (["--vram", "much"], "gigabytes above 0, got 'much'"),
+    "ram_zero": (["--ram", "0"], "gigabytes above 0, got '0'"),
+    "vram_small": (["--vram", "0.004"], r"expected a budget of at least \d+\.\d\d MB on the device"),
     "unknown": (["--wings", "2"], "wings"),
 }
 

@@ -128,3 +128,24 @@ def test_first_frames_that_do_not_fit_the_clips_are_refused(core, v11, condition
     ]
     with pytest.raises(ValueError, match="one first frame or one for each of 3 clips, got 2"):
         sample(core, v11.model, (*many, wrong))
+
+
+def test_what_hangs_on_the_network_takes_the_prompt_for_the_first_branch(core, v11, conditioned):
+    seen = []
+
+    def wrapper(executor, x, timesteps, context, y, control, options, **conditions):
+        shown = conditions["first_frame"][:, -1, 0, 0, 0].tolist()
+        seen.extend(zip(options["cond_or_uncond"], shown, context, strict=True))
+        return executor(x, timesteps, context, y, control, options, **conditions)
+
+    extension = __import__("comfy.patcher_extension", fromlist=["WrappersMP"])
+    model = v11.model.clone()
+    model.add_wrapper_with_key(extension.WrappersMP.DIFFUSION_MODEL, "test", wrapper)
+    own = sample(core, v11.model, conditioned)
+    assert (sample(core, model, conditioned) - own).abs().max() < 1e-2 * own.std()
+    text = conditioned[0][0][0][0, :, :-2]
+    # Core numbers the prompt 0 and the negative prompt 1; the first frame alone comes after.
+    for number, shown, context in seen:
+        assert shown == (number != 1)
+        assert torch.allclose(context, text, atol=1e-5) == (number == 0)
+    assert {number for number, *_ in seen} == {0, 1, 2}

@@ -18,6 +18,7 @@ FILE_WIDGETS = {"model_name", "text_encoder_name", "projection_name", "vae_name"
 SURFACE = {
     "comfy.conds": ["CONDRegular"],
     "comfy.latent_formats": ["LatentFormat"],
+    "comfy.ldm.modules.attention": ["optimized_attention"],
     "comfy.model_base": ["BaseModel", "ModelType"],
     "comfy.model_management": [
         "dtype_size", "get_torch_device", "intermediate_device", "load_models_gpu",
@@ -28,8 +29,10 @@ SURFACE = {
     "comfy.model_sampling": ["EPS", "ModelSamplingDiscrete"],
     "comfy.ops": ["manual_cast"],
     "comfy.patcher_extension": [
-        "CallbacksMP", "CallbacksMP.ON_CLEANUP", "CallbacksMP.ON_LOAD", "WrappersMP", "WrappersMP.PREPARE_SAMPLING",
-        "WrappersMP.SAMPLER_SAMPLE",
+        "CallbacksMP", "CallbacksMP.ON_CLEANUP", "CallbacksMP.ON_LOAD", "WrappersMP", "WrappersMP.APPLY_MODEL",
+        "WrappersMP.CALC_COND_BATCH", "WrappersMP.DIFFUSION_MODEL", "WrappersMP.PREDICT_NOISE",
+        "WrappersMP.PREPARE_SAMPLING", "WrappersMP.SAMPLER_SAMPLE", "WrapperExecutor",
+        "WrapperExecutor.new_class_executor", "get_all_wrappers",
     ],
     "comfy.sample": ["fix_empty_latent_channels"],
     "comfy.samplers": ["CFGGuider", "KSAMPLER", "calc_cond_batch"],
@@ -38,6 +41,7 @@ SURFACE = {
     "comfy.utils": ["ProgressBar"],
     "folder_paths": ["add_model_folder_path", "get_filename_list", "get_full_path_or_raise"],
     "latent_preview": ["prepare_callback"],
+    "comfy_execution.utils": ["get_executing_context"],
     "comfy_api.v0_0_2": ["ComfyExtension", "io", "ui"],
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "workflows"
 WORKFLOWS = sorted(FOLDER.glob("*.json"))
 PACK = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
+INTERPOLATE, BYPASSED = "FusionFramesInterpolate", 4
 # The front end's own nodes belong to no package.
 NOTES = {"Note", "MarkdownNote"}
 VERSION = re.compile(r"\d+\.\d+\.\d+|[0-9a-f]{7,40}")
@@ -124,6 +125,19 @@ def test_opens_without_a_complaint(front_end, path):
 def test_front_end_makes_the_api_twin_of_it(front_end, path):
     prompt = front_end.open(path.stem, read(path)).prompt
     assert what_runs(prompt) == what_runs(read(FOLDER / "api" / path.name))
+
+
+# Where a node is bypassed, the front end falls back to the widget behind the link that it fed.
+@pytest.mark.parametrize("path", [path for path in WORKFLOWS if INTERPOLATE in path.read_text()], ids=lambda p: p.stem)
+def test_a_bypassed_interpolation_leaves_the_rate_of_the_keyframes(front_end, path):
+    workflow = read(path)
+    for node in stand_in.all_nodes(workflow):
+        if node["type"] == INTERPOLATE:
+            node["mode"] = BYPASSED
+    prompt = front_end.open(f"{path.stem} bypassed", workflow).prompt
+    rates = [node["inputs"]["fps"] for node in prompt.values() if node["class_type"] == "CreateVideo"]
+    assert rates
+    assert set(rates) == {2}
 
 
 @each_workflow

@@ -19,7 +19,7 @@ from fusionframes.ff_kernels.runtime.graph import Graphs
 from fusionframes.ff_kernels.runtime.streaming import Visiting, places_of
 from fusionframes.ff_kernels.sampling.noise import FIRST_PASS, SECOND_PASS, SeededNoise, stage_seeds
 from fusionframes.ff_kernels.sampling.samplers import Stopped, add_noise
-from fusionframes.ff_kernels.sampling.schedule import make_schedule_v10, make_schedule_v11
+from fusionframes.ff_kernels.sampling.schedule import alphas_cumprod_v11, make_schedule_v10
 from fusionframes.ff_kernels.stages.interpolation import GAP_STAGES, interpolate, interpolate_masked, interpolate_passes
 from fusionframes.ff_kernels.stages.keyframes import FirstFrame, draw_start, sample_keyframes, sample_picture
 from fusionframes.ff_kernels.stages.presets import Plan
@@ -259,7 +259,7 @@ def test_noise_of_the_first_frame_is_uniform_as_released_or_normal():
         again = SeededNoise([0])
         assert torch.equal(start, again.normal((3, 4, *SIZE)))
         fresh = getattr(again, kind)((1, 4, *SIZE))
-        known = add_noise(first_frame.latents, fresh, make_schedule_v11(7, "leading"), 500)
+        known = add_noise(first_frame.latents, fresh, alphas_cumprod_v11(), 500)
         assert torch.equal(shown[:, 0], torch.cat([known, torch.ones(1, 1, *SIZE)], dim=1))
         assert not shown[:, 1:].any()
 
