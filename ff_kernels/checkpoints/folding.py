@@ -2,7 +2,7 @@
 
 The algebra is done in float64, on the CPU since not every device has it, and stored in the dtype of the weights
 (ops/EXACTNESS.md, "Folds at load"; checked at 1e-12). A folded network no longer has the releases' state-dict names, so
-folding comes after loading, and a host that patches weights by name does without.
+folding comes after loading, and a host has to refuse patches of weights by name.
 """
 
 import itertools

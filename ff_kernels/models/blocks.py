@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..ops import attend, group_norm_mod
+from ..ops import attend, group_norm_mod, linear
 from .conditions import Rows, Step
 from .configs import UNetConfig
 from .layers import Layers, add, is_pointwise, project, project_maps
@@ -165,6 +165,13 @@ class Attention(nn.Module):
         if self.joint is not None:
             return project(self.joint, x).chunk(3, dim=-1)
         return tuple(project(layer, x) for layer in (self.to_query, self.to_key, self.to_value))
+
+    def project_each(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """Return the projections of three inputs ``[..., C]`` that need not be the same."""
+        if self.joint is not None:
+            inputs, weights = (query, key, value), self.joint.weight.chunk(3)
+            return tuple(linear(x, weight) for x, weight in zip(inputs, weights, strict=True))
+        return self.to_query(query), self.to_key(key), self.to_value(value)
 
     def to_self(self, x: Tensor, residual: Tensor) -> Tensor:
         """Attend from ``x`` ``[B, P, C]`` to itself and add ``residual``."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...ff_kernels.models.unet import UNet
 from .._compat import archive_dtypes, is_dynamic, make_patcher, mm, unload
+from .folded import make_whole_patcher, refuse_patched
 
 KEY = "fusionframes_conditioner"
 
@@ -17,9 +18,9 @@ KEY = "fusionframes_conditioner"
 class Conditioner(nn.Module):
     """The modules of a U-Net that only ``prepare`` runs, under the names they have in it."""
 
-    def __init__(self, unet: UNet) -> None:
+    def __init__(self, unet: UNet, is_folded: bool = False) -> None:
         super().__init__()
-        self.diffusion_model = nn.Module()
+        self.diffusion_model, self.is_folded = nn.Module(), is_folded
         self.names: list[str] = []
         # What lies under patches, for every patcher there will be: core may clone a MODEL without its conditioner's.
         self.backup: dict[str, Any] = {}
@@ -58,7 +59,8 @@ def conditioner_of(patcher: Any) -> Any:
     conditioner = patcher.model.conditioner
     own = next((other for other in patcher.get_additional_models_with_key(KEY) if other.model is conditioner), None)
     if own is None:
-        own = make_patcher(conditioner, patcher.load_device, patcher.offload_device)
+        make = make_whole_patcher if conditioner.is_folded else make_patcher
+        own = make(conditioner, patcher.load_device, patcher.offload_device)
         own.backup = conditioner.backup
         patcher.set_additional_models(KEY, [own])
     if own.patches_uuid != patcher.patches_uuid:
@@ -103,6 +105,7 @@ class LoadedToPrepare:
 
     def __enter__(self) -> None:
         """Load both."""
+        refuse_patched(self.patcher)
         try:
             mm.load_models_gpu([self.patcher, conditioner_of(self.patcher)], memory_required=self.memory_required)
         except BaseException:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...ff_kernels.checkpoints.detection import NULL_KEY
+from ...ff_kernels.checkpoints.folding import Target
 from ...ff_kernels.checkpoints.loading import cast_tensors
 from ...ff_kernels.checkpoints.reading import LATENTS_KEY, METADATA_KEY, pack_metadata
 from ...ff_kernels.errors import InputError
@@ -39,6 +40,7 @@ from .clips import clip_numbers
 from .conditioner import KEY, Conditioner, conditioner_of, unload_patched, unpatch_other, with_conditioner
 from .files import Weights
 from .first_frame import first_frame_of, numbers_of
+from .folded import fill_folded, make_whole_patcher
 from .latent import NO_FIRST_FRAME, VideoLatents
 from .networks import NETWORKS, EngineView
 from .runs import RUN, with_run
@@ -78,10 +80,10 @@ class CoreModel(BaseModel):
         super().__init__(config, ModelType.EPS, device=device, unet_model=NETWORKS[config.network.stage])
         self.network_config: UNetConfig = config.network
         self.null_embedding: Tensor | None = config.null_embedding
-        self.latent_space = config.space
+        self.latent_space, self.is_folded = config.space, config.custom_operations is torch.nn
         self.model_sampling = KeyframeSampling(config.network.family)
         # Not registered: it is loaded and evicted apart from the rest.
-        conditioner = Conditioner(self.diffusion_model)
+        conditioner = Conditioner(self.diffusion_model, is_folded=self.is_folded)
         object.__setattr__(self, "conditioner", conditioner)
         object.__setattr__(self.diffusion_model, "conditioner", conditioner)
 
@@ -137,10 +139,11 @@ class CoreConfig(SupportedModel):
     unet_extra_config: dict[str, Any] = {}  # noqa: RUF012 (core reads it from the class)
     memory_usage_factor = MEMORY_USAGE_FACTOR
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, is_folded: bool = False) -> None:
         # Core's FreeU finds its two stages by four and by two times this width: the two lowest skips here.
         super().__init__({"config": weights.kind.config, "model_channels": lowest_skip(weights.kind.config) // 4})
         self.network: UNetConfig = weights.kind.config
+        self.custom_operations = torch.nn if is_folded else None
         self.null_embedding = None if weights.null_embedding is None else weights.null_embedding.float()
         self.space = weights.space
         self.latent_format = VideoLatents(self.space)
@@ -174,16 +177,32 @@ def clip_denoised(arguments: dict[str, Any]) -> Tensor:
     )
 
 
-def load_model(weights: Weights, dtype: torch.dtype | None, disable_dynamic: bool = False) -> Any:
+def load_model(
+    weights: Weights, dtype: torch.dtype | None, is_folded: bool = False, disable_dynamic: bool = False
+) -> Any:
     """Return core's MODEL of an opened file.
 
     Args:
         weights: a keyframe, interpolation or masked-frame U-Net.
         dtype: dtype of the weights, None for core's choice.
+        is_folded: fold the layers for the device and dtype to compute in; no patch of weights applies to them then.
         disable_dynamic: core's wish for a patcher without paging.
     """
-    config = CoreConfig(weights)
     stored, cast = pick_unet_dtypes(dtype, weights.parameters, weights.dtype)
+    patcher = _load_folded(weights, cast or stored) if is_folded else _load_released(weights, stored, cast)
+    patcher.add_wrapper_with_key(PREPARE_SAMPLING, KEY, with_conditioner)
+    patcher.add_callback_with_key(ON_LOAD, KEY, unpatch_other)
+    patcher.add_callback_with_key(ON_CLEANUP, KEY, unload_patched)
+    if weights.kind.stage == "keyframe":
+        patcher.set_model_sampler_post_cfg_function(clip_denoised)
+        patcher.add_wrapper_with_key(SAMPLER_SAMPLE, TABLES, with_tables)
+    patcher.add_wrapper_with_key(SAMPLER_SAMPLE, RUN, with_run)
+    set_factory(patcher, load_model, weights, dtype, is_folded)
+    return patcher
+
+
+def _load_released(weights: Weights, stored: torch.dtype, cast: torch.dtype | None) -> Any:
+    config = CoreConfig(weights)
     set_inference_dtype(config, stored, cast, mm.get_torch_device())
     offload = mm.unet_offload_device()
     model = config.get_model(None, device=offload)
@@ -193,15 +212,20 @@ def load_model(weights: Weights, dtype: torch.dtype | None, disable_dynamic: boo
     load_weights(conditioner_of(patcher), model.conditioner.diffusion_model, own)
     # Core would count all that the state dict lists.
     patcher.size = sum(tensor.nbytes for tensor in rest.values())
-    patcher.add_wrapper_with_key(PREPARE_SAMPLING, KEY, with_conditioner)
-    patcher.add_callback_with_key(ON_LOAD, KEY, unpatch_other)
-    patcher.add_callback_with_key(ON_CLEANUP, KEY, unload_patched)
-    if weights.kind.stage == "keyframe":
-        patcher.set_model_sampler_post_cfg_function(clip_denoised)
-        patcher.add_wrapper_with_key(SAMPLER_SAMPLE, TABLES, with_tables)
-    patcher.add_wrapper_with_key(SAMPLER_SAMPLE, RUN, with_run)
-    set_factory(patcher, load_model, weights, dtype)
     return patcher
+
+
+def _load_folded(weights: Weights, dtype: torch.dtype) -> Any:
+    config, device = CoreConfig(weights, is_folded=True), mm.get_torch_device()
+    set_inference_dtype(config, dtype, None, device)
+    model = config.get_model(None, device="meta")
+    own, rest = model.conditioner.part_tensors(weights.tensors)
+    target = Target(device, dtype)
+    fill_folded(model.diffusion_model, rest, target)
+    fill_folded(model.conditioner, {f"diffusion_model.{k}": v for k, v in own.items()}, target)
+    model.diffusion_model.released = weights.tensors
+    model.device = mm.unet_offload_device()
+    return make_whole_patcher(model, device, model.device)
 
 
 def network_of(model: Any, stage: str | tuple[str, ...], node_input: str) -> tuple[EngineView, CoreModel]:

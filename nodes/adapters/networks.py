@@ -16,6 +16,7 @@ from ...ff_kernels.models.unet import UNet
 from ...ff_kernels.models.unets import UNETS
 from .._compat import CALC_COND_BATCH, DIFFUSION_MODEL, run_attention, run_wrapped
 from .conditioner import Conditioner
+from .folded import list_released
 from .latent import CHANNELS
 from .patches import hooks_of
 from .tables import TABLES
@@ -26,6 +27,8 @@ class _InCore:
     """A U-Net that knows its dtype, which core asks it for, and lists all its weights, which core saves."""
 
     conditioner: Conditioner | None = None
+    # The file's tensors of a folded network, whose own are not the release's.
+    released: dict[str, Tensor] | None = None
 
     def __init__(
         self,
@@ -41,6 +44,8 @@ class _InCore:
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return the weights under the names of the release, the conditioner's among them."""
+        if self.released is not None:
+            return list_released(self.released, *args, **kwargs)
         out = super().state_dict(*args, **kwargs)
         if self.conditioner is not None:
             if not args:

@@ -127,7 +127,7 @@ class PatchHooks(Hooks):
             mask = None if self.mask is None else each_frame(self.mask, len(tokens))
         for patch in self.patches.get(f"{name}_patch", []):
             query, key, value = patch(query, key, value, extra)
-        query, key, value = attention.to_query(query), attention.to_key(key), attention.to_value(value)
+        query, key, value = attention.project_each(query, key, value)
         replace = self.replace.get(name, {})
         place = (*self.block, self.counts[name])
         place = place if place in replace else self.block
@@ -143,7 +143,7 @@ class PatchHooks(Hooks):
 
     def _describe(self, attention: Attention, tokens: Tensor, sides: tuple[int, int]) -> dict[str, Any]:
         known = {key: value for key, value in self.options.items() if key not in ("patches", "patches_replace")}
-        channels = attention.to_query.out_features
+        channels = attention.output_layer.in_features
         described = {"n_heads": attention.heads, "dim_head": channels // attention.heads, "attn_precision": None}
         return {**known, **described, "activations_shape": [len(tokens), tokens.shape[-1], *sides]}
 

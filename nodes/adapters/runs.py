@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .._compat import APPLY_MODEL, KSAMPLER, PREDICT_NOISE, CFGGuider, warn
 from .conditioner import KEY
+from .folded import refuse_patched
 from .latent import IMAGE_KEYS, MARKED, NO_FIRST_FRAME, Conditioning
 from .networks import EngineView, HungRun
 from .patches import NOTICE, Notice, unread
@@ -35,6 +36,7 @@ MIXING = {
 
 def with_run(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], *args: Any, **kw: Any) -> Any:
     """Run core's sampler, saying first what nobody reads; a wrapper around ``sampler.sample``."""
+    refuse_patched(guider.model_patcher)
     options, notice = extra_args["model_options"], Notice(warn)
     names = unread(options["transformer_options"], guider.conds)
     notice(names + unread_by_stages(options) if isinstance(executor.class_obj, _Stage) else names)

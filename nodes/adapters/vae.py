@@ -5,23 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...ff_kernels.checkpoints.loading import cast_tensors
+from ...ff_kernels.checkpoints.folding import Target
 from ...ff_kernels.checkpoints.reading import METADATA_KEY, pack_metadata
 from ...ff_kernels.errors import InputError, ShapeError
 from ...ff_kernels.models.movq import MoVQ
 from ...ff_kernels.stages.decoding import chunk_sizes, decode
 from .._compat import (
     CoreVAE,
-    archive_dtypes,
     check_interrupted,
-    load_weights,
-    make_patcher,
-    manual_cast,
     mm,
     quiet,
     set_factory,
 )
 from .files import Weights
+from .folded import fill_folded, list_released, make_whole_patcher
 
 # Bytes per pixel of a chunk and byte of the dtype at the peak: 10.8 GB for 5 frames of 512 x 512 in 16 bit, counted
 # for the released sizes by the recorder; encoding was not counted and is taken as half of that.
@@ -35,19 +32,14 @@ ENCODE_MAPS, ENCODE_EXTRA, ENCODE_PIXELS = 3.9, 38, 6
 class VideoMoVQ(nn.Module):
     """MoVQ over ``[B, C, T, H, W]``; frames are folded into the batch, so memory depends on the chunk only."""
 
-    def __init__(self, movq: MoVQ) -> None:
+    def __init__(self, movq: MoVQ, released: dict[str, Tensor]) -> None:
         super().__init__()
-        self.movq = movq
+        self.movq, self.released = movq, released
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return the weights under the names of the release, with what they do not show: that is what core saves."""
-        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
-        out = super().state_dict(*args, **kwargs)
-        start = f"{prefix}movq."
-        for name in [name for name in out if name.startswith(start)]:
-            out[prefix + name.removeprefix(start)] = out.pop(name)
-        out[prefix + METADATA_KEY] = pack_metadata({"config": self.movq.config.to_dict()})
-        return out
+        metadata = pack_metadata({"config": self.movq.config.to_dict()})
+        return list_released({**self.released, METADATA_KEY: metadata}, *args, **kwargs)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Map pixels ``[B, 3, T, H, W]`` in -1..1 to latents ``[B, 4, T, h, w]``."""
@@ -89,9 +81,10 @@ class MoVQVAE(CoreVAE):
         self.working_dtypes = [torch.float32]
         self.device, offload = mm.vae_device(), mm.vae_offload_device()
         self.output_device = mm.intermediate_device()
-        self.first_stage_model = VideoMoVQ(MoVQ(config, operations=manual_cast, device=offload, dtype=self.vae_dtype))
-        self.first_stage_model.eval().requires_grad_(False)
-        archive_dtypes(self.first_stage_model)
+        # No LoRA is for a MoVQ, so that its layers may always be folded.
+        movq = MoVQ(config, device="meta", dtype=self.vae_dtype)
+        fill_folded(movq, weights.tensors, Target(self.device, self.vae_dtype))
+        self.first_stage_model = VideoMoVQ(movq, weights.tensors)
         self.latent_channels, self.latent_dim = config.z_channels, 3
         self.downscale_ratio = (lambda frames: frames, factor, factor)
         self.upscale_ratio = (lambda frames: frames, factor, factor)
@@ -104,9 +97,7 @@ class MoVQVAE(CoreVAE):
         self.memory_used_encode = lambda shape, dtype: self.encode_bytes(
             shape[2] if len(shape) == 5 else shape[0], shape[-2], shape[-1]
         )
-        self.patcher = make_patcher(self.first_stage_model, self.device, offload)
-        tensors = cast_tensors(weights.tensors, offload, self.vae_dtype)
-        load_weights(self.patcher, self.first_stage_model, {f"movq.{key}": value for key, value in tensors.items()})
+        self.patcher = make_whole_patcher(self.first_stage_model, self.device, offload)
         set_factory(self.patcher, _patcher, weights)
 
     def decode_bytes(self, frames: int, height: int, width: int) -> int:

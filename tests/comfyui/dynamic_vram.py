@@ -14,6 +14,7 @@ import torch
 
 PACK, BASE, RESULT = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 KEYFRAMES = "fusionframes_demo_keyframes.safetensors"
+GAPS = "fusionframes_demo_interpolation.safetensors"
 
 
 def start() -> dict:
@@ -50,7 +51,7 @@ def main() -> None:
 
     with torch.inference_mode():
         (model,) = run("FusionFramesLoadModel", model_name=KEYFRAMES)
-        (gaps,) = run("FusionFramesLoadModel", model_name="fusionframes_demo_interpolation.safetensors")
+        (gaps,) = run("FusionFramesLoadModel", model_name=GAPS)
         (clip,) = run(
             "FusionFramesLoadTextEncoder", projection_name=KEYFRAMES,
             text_encoder_name="fusionframes_demo_text_encoder.safetensors",
@@ -68,8 +69,18 @@ def main() -> None:
         )  # fmt: skip
         (frames,) = run("FusionFramesMoVQDecode", vae=vae, latent=video)
         (other,) = classes["KSampler"]().sample(model, 1, 3, 3.0, "euler", "normal", positive, negative, latent, 1.0)
-    dynamic = [part.is_dynamic() for part in (model, gaps, clip.patcher, vae.patcher)]
-    torch.save({"frames": frames, "ksampler": other["samples"], "dynamic": dynamic}, RESULT)
+        parts = [run("FusionFramesLoadModel", model_name=name, layers="folded")[0] for name in (KEYFRAMES, GAPS)]
+        (again,) = run(
+            "FusionFramesKeyframeSampler", model=parts[0], positive=positive, negative=negative, latent=latent, seed=7,
+            steps=4, guidance_scale=2.0,
+        )  # fmt: skip
+        again, _ = run(
+            "FusionFramesInterpolate", model=parts[1], latent=again, seed=7, steps=3, guidance_scale=0.25, passes=1,
+            fps=2.0,
+        )  # fmt: skip
+        (folded,) = run("FusionFramesMoVQDecode", vae=vae, latent=again)
+    dynamic = [part.is_dynamic() for part in (model, gaps, clip.patcher, vae.patcher, *parts)]
+    torch.save({"frames": frames, "ksampler": other["samples"], "folded": folded, "dynamic": dynamic}, RESULT)
 
 
 main()

@@ -1,0 +1,105 @@
+"""Folded networks in core's care: saved as released, moved whole, and refusing what goes by the names of weights."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...ff_kernels.checkpoints.folding import Target, fold
+from ...ff_kernels.errors import InputError
+from .._compat import archive_dtypes, is_dynamic, make_patcher
+
+AS_RELEASED, FOLDED = "as released", "folded"
+LAYERS = [AS_RELEASED, FOLDED]
+
+
+def fill_folded(network: nn.Module, tensors: dict[str, Tensor], target: Target) -> None:
+    """Fill a network that was built without memory and fold it, as the command line does.
+
+    Args:
+        network: U-Net, what was taken out of one, or MoVQ, of ``torch.nn`` layers on the meta device.
+        tensors: of the network, as stored in the file: folding rounds once only.
+        target: where and in which dtype it will run.
+    """
+    network.load_state_dict(tensors, assign=True)
+    fold(network, target)
+    network.eval().to(dtype=target.dtype)
+    archive_dtypes(network)
+
+
+def list_released(
+    tensors: dict[str, Tensor], *args: Any, destination: dict[str, Any] | None = None, prefix: str = "", **_: Any
+) -> dict[str, Any]:
+    """Put a file's tensors where ``Module.state_dict`` with the same arguments would put a module's."""
+    if args:
+        destination, prefix = args[0], args[1] if len(args) > 1 else prefix
+    out = {} if destination is None else destination
+    out.update({prefix + name: tensor for name, tensor in tensors.items()})
+    return out
+
+
+def make_whole_patcher(module: nn.Module, load_device: Any, offload_device: Any) -> Any:
+    """Wrap a module of ``torch.nn`` layers for core's memory management, see ``WholePatcher``."""
+    patcher = make_patcher(module, load_device, offload_device)
+    # Core decides by the device which class it makes; clones are of the class of what they are cloned from.
+    patcher.__class__ = _whole(type(patcher))
+    patcher.size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    return patcher
+
+
+@cache
+def _whole(base: type) -> type:
+    return type(f"Whole{base.__name__}", (WholePatcher, base), {})
+
+
+def refuse_named(*_: Any, **__: Any) -> None:
+    """Refuse what changes or reads weights by their names.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(
+        "model expected layers as released for a LoRA, merging or another compute dtype, got folded ones: choose "
+        f'"{AS_RELEASED}" in FusionFrames Load Model'
+    )
+
+
+def refuse_patched(patcher: Any) -> None:
+    """Refuse a folded MODEL that carries patches of weights, however they came there.
+
+    Raises:
+        InputError: if it does.
+    """
+    if patcher.model.is_folded and (patcher.patches or any(patcher.hook_patches.values())):
+        refuse_named()
+
+
+class WholePatcher:
+    """What a patcher of core's does otherwise with layers that do not fetch their weights when they are called.
+
+    Such a layer must be where it runs: the module is loaded whole or not at all.
+    """
+
+    add_patches = add_hook_patches = add_weight_wrapper = get_key_patches = refuse_named
+
+    def set_injections(self, key: str, injections: list[Any]) -> None:
+        """Take injections of nodes, but no LoRA that would run beside layers that are gone."""
+        if "lora" in key:
+            refuse_named()
+        super().set_injections(key, injections)
+
+    def set_model_compute_dtype(self, dtype: torch.dtype | None) -> None:
+        """Take core's choice and the dtype that the layers were folded for, which are the same."""
+        if dtype not in (None, self.model.get_dtype()):
+            refuse_named()
+
+    def load(self, device_to: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Load all layers; a paging patcher does so by itself, as they are not core's."""
+        if is_dynamic(self):
+            return super().load(device_to, *args, **kwargs)
+        return super().load(device_to, full_load=True)
+
+    def partially_unload(self, *args: Any, **kwargs: Any) -> int:
+        """Free nothing, upon which core unloads all."""
+        return super().partially_unload(*args, **kwargs) if is_dynamic(self) else 0
