@@ -24,6 +24,7 @@ from ..media.pictures import read_image
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.writing import write_clip
 from ..runtime.devices import DTYPES, choose_device, choose_dtype, empty_cache, name_of
+from ..runtime.plan import Budget
 from ..stages.run import Text
 from .jobs import Job
 from .ledger import Ledger
@@ -45,6 +46,7 @@ class ModelOptions:
         uses_graphs: see ``Pipeline``.
         threads: threads of torch on a processor; None leaves them.
         loras: files with their strengths, see ``Pipeline``.
+        budget: see ``Pipeline``; None is what is free.
     """
 
     model: Path | None = None
@@ -55,6 +57,7 @@ class ModelOptions:
     uses_graphs: bool = True
     threads: int | None = None
     loras: tuple[tuple[Path, float], ...] = ()
+    budget: Budget | None = None
 
 
 def open_pipeline(options: ModelOptions, device: str | None = None) -> Pipeline:
@@ -76,6 +79,7 @@ def open_pipeline(options: ModelOptions, device: str | None = None) -> Pipeline:
         "keeps_networks": options.keeps_networks,
         "parity": options.parity,
         "uses_graphs": options.uses_graphs,
+        "budget": options.budget,
         "loras": options.loras,
     }
     return demo_pipeline(**choices) if options.model is None else Pipeline.from_folder(options.model, **choices)

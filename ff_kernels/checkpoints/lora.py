@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
@@ -129,7 +129,8 @@ def write_lora(
         "ss_network_alpha": f"{scale * rank:g}",
     }
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        # Not save_file, which lets nobody but its writer read the file.
+        temporary.write_bytes(save(tensors, metadata))
 
 
 def merge_lora(contents: Contents, lora: Lora, strength: float) -> Contents:

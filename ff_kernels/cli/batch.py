@@ -111,6 +111,7 @@ def _model_options(options: argparse.Namespace) -> Any:
     from ..batch.engine import ModelOptions
     from ..checkpoints.lora import parse_choice
     from ..runtime.devices import choose_device
+    from ..runtime.plan import Budget
 
     # Where a cluster does the work, its machines decide; here a wrong name shall not wait for a worker to say so.
     device = options.device or _local_rank_device()
@@ -121,10 +122,11 @@ def _model_options(options: argparse.Namespace) -> Any:
         device=device,
         dtype=options.dtype,
         parity="strict" if options.strict else "fast",
-        keeps_networks=False if options.low_memory else None,
+        keeps_networks=not options.low_memory,
         uses_graphs=not options.no_graphs,
         threads=options.threads,
         loras=tuple(parse_choice(text) for text in options.lora),
+        budget=Budget(options.vram, options.ram, options.low_memory),
     )
 
 

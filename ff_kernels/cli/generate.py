@@ -18,7 +18,6 @@ _SWITCHES = {
     "--low-memory": "the smallest plan: branches one by one, weights pass through, every network freed after its stage",
     "--strict": "keep the networks as released instead of folding linear layers",
     "--no-graphs": shared.NO_GRAPHS,
-    "--no-prompt-cache": "encode the prompt anew although it was encoded before",
 }
 
 
@@ -29,6 +28,11 @@ def add_generate(commands: Any) -> None:
     what = "file to write: .mp4, .webm, .gif, or .png for a numbered sequence"
     parser.add_argument("-o", "--output", type=Path, required=True, help=what)
     add_clip_options(parser)
+    shared.add_quant(parser)
+    what = "folder in which encoded prompts are kept (default: the user's cache folder; the demo model keeps none)"
+    parser.add_argument("--prompt-cache", type=Path, metavar="DIR", help=what)
+    what = "encode the prompt anew although it was encoded before"
+    parser.add_argument("--no-prompt-cache", action="store_true", help=what)
     parser.add_argument("--storyboard", type=Path, help="write the keyframes as one contact sheet (.png, .jpg)")
     parser.set_defaults(run=run_generate)
 
@@ -63,8 +67,6 @@ def add_clip_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decoder", choices=("image", "video"), help="MoVQ that makes the frames (default: released)")
     for name, what in _SWITCHES.items():
         parser.add_argument(name, action="store_true", help=what)
-    what = "folder in which encoded prompts are kept (default: the user's cache folder; the demo model keeps none)"
-    parser.add_argument("--prompt-cache", type=Path, metavar="DIR", help=what)
     shared.add_budget(parser)
 
 
@@ -110,6 +112,8 @@ def run_generate(options: argparse.Namespace) -> int:
         keyframes = pipeline.decode(clip.keyframes, settings, decoder=decoder)
         spacing = (len(clip.latents) - 1) / max(1, len(keyframes) - 1) / clip.fps
         write_image(contact_sheet(keyframes, times=[i * spacing for i in range(len(keyframes))]), options.storyboard)
+    for stage, report in pipeline.networks.reports.items():
+        print(f"{stage}: {report.phrase()}", file=sys.stderr)
     where = written[0] if len(written) == 1 else f"{written[0]} .. {written[-1].name}"
     say(
         f"{where}: {len(clip.latents)} frames of {settings.width} x {settings.height} at {clip.fps:g} frames per "
@@ -136,7 +140,7 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
     choices = {
         "device": device, "dtype": dtype, "keeps_networks": not options.low_memory,
         "parity": "strict" if options.strict else "fast", "uses_graphs": not options.no_graphs,
-        "budget": Budget(options.vram, options.ram, options.low_memory),
+        "budget": Budget(options.vram, options.ram, options.low_memory), "rounds": options.quant == "int8",
         "loras": [parse_choice(text) for text in options.lora],
     }  # fmt: skip
     if not options.no_prompt_cache:

@@ -18,6 +18,12 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ram", type=gigabytes, metavar="GB", help=what)
 
 
+def add_quant(parser: argparse.ArgumentParser) -> None:
+    """Add in which form weights are kept."""
+    what = "keep weights of U-Nets and text encoder in 8 bit: half the memory and copies, rounded pictures"
+    parser.add_argument("--quant", choices=("none", "int8"), default="none", help=what)
+
+
 def gigabytes(text: str) -> int:
     """Return bytes of a number of gigabytes."""
     try:

@@ -83,8 +83,6 @@ def _graded(names: list[str], pipeline: Any, options: argparse.Namespace) -> dic
 
 
 def _time(results: dict[str, Any], pipeline: Any, options: argparse.Namespace) -> None:
-    import torch
-
     from ..bench.quality import time_presets
     from ..runtime.devices import name_of
 
@@ -92,7 +90,7 @@ def _time(results: dict[str, Any], pipeline: Any, options: argparse.Namespace) -
     _report("seconds per clip")
     for name, seconds in time_presets(pipeline, timed, PROMPT, options.repeats).items():
         results["rows"][name]["seconds"] = seconds
-    results["timed_on"] = f"{name_of(pipeline.device)}, {torch.get_num_threads()} threads"
+    results["timed_on"] = name_of(pipeline.device)
 
 
 def _against_released(pipeline: Any, names: list[str], options: argparse.Namespace) -> dict[str, Any]:

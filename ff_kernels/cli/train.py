@@ -78,7 +78,8 @@ def _job(options: argparse.Namespace) -> "Job":
     for name in ("steps", "batch", "accumulate", "sample_every"):
         if getattr(options, name) < 1:
             raise InputError(f"expected 1 or more as {name.replace('_', ' ')}, got {getattr(options, name)}: raise it")
-    device = choose_device(_local_device(options.device))
+    _require_one_process()
+    device = choose_device(options.device)
     name = options.dtype or ("bfloat16" if device.type != "cpu" and computes_in(device, torch.bfloat16) else "float32")
     rate = options.learning_rate or (1e-3 if options.what == "lora" else 1e-5)
     tuning = Tuning(
@@ -98,18 +99,13 @@ def _job(options: argparse.Namespace) -> "Job":
     )  # fmt: skip
 
 
-def _local_device(name: str | None) -> str | None:
-    """Join the other processes that ``torchrun`` started, and take the device of this one."""
-    import torch.distributed as dist
-
-    from ..runtime.devices import first_present
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        kind = (name or first_present()).partition(":")[0]
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-        if kind == "cuda" and name in (None, "cuda"):
-            return f"cuda:{os.environ['LOCAL_RANK']}"
-    return name
+def _require_one_process() -> None:
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1:
+        raise InputError(
+            f"expected one process to train in, got {count} of a launcher: several cards train nothing together yet, "
+            "start the command by itself"
+        )
 
 
 def _check(job: "Job") -> int:

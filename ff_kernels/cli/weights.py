@@ -42,6 +42,7 @@ def add_info(commands: Any) -> None:
     what = "say how a run of this folder of weights would use memory; with --vram for a card that is not here"
     parser.add_argument("--plan", type=Path, metavar="FOLDER", help=what)
     shared.add_budget(parser)
+    shared.add_quant(parser)
     for side in ("--width", "--height"):
         parser.add_argument(side, type=int, help="pixels, with --plan (default 512)")
     shared.add_overrides(parser)
@@ -125,8 +126,9 @@ def _print_plan(options: argparse.Namespace) -> int:
     if options.vram is None and not device.is_here:
         raise InputError("info --plan expected the memory of a card that is not here, got none: give --vram")
     pipeline = Pipeline.from_folder(
-        options.plan, device=device.device, dtype=device.dtype, budget=Budget(options.vram, options.ram)
-    )
+        options.plan, device=device.device, dtype=device.dtype, budget=Budget(options.vram, options.ram),
+        rounds=options.quant == "int8",
+    )  # fmt: skip
     highest = "high" if pipeline.gap_stage in pipeline.models.files else "low"
     settings = pipeline.resolve(Settings(fps=highest, width=options.width, height=options.height))
     limits = pipeline.networks.limits()

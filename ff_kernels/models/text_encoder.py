@@ -139,6 +139,10 @@ class TextEncoder(nn.Module):
         """Return nothing: every layer runs in every call."""
         return []
 
+    def outer_blocks(self) -> list[nn.Module]:
+        """Return nothing: all blocks are alike."""
+        return []
+
     def looked_up(self) -> list[nn.Module]:
         """Return the table of words: of its many rows a prompt reads a few."""
         return [self.shared]

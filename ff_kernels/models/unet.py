@@ -198,6 +198,11 @@ class UNet(nn.Module):
         """Return the layers inside of blocks that ``prepare`` calls as well."""
         return [text.attention.output_layer for text in self._texts]
 
+    def outer_blocks(self) -> list[nn.Module]:
+        """Return the blocks of the outermost level: little memory, and in what they compute rounding shows most."""
+        levels = (self.down_samples[0], self.up_samples[-1])
+        return [block for level in levels for part in (level.ends(), *level.units()) for block in part]
+
     def looked_up(self) -> list[nn.Module]:
         """Return nothing: the U-Nets have no large table that is read by rows."""
         return []

@@ -22,6 +22,7 @@ from ..runtime.devices import free_bytes, wide_dtype
 from ..runtime.host import KEPT_FREE, Pins, free_ram, pins_for
 from ..runtime.placing import SourceOf, blocks_of, place
 from ..runtime.plan import Blocks, Budget, Plan, plan_network
+from ..runtime.rounding import Report
 from .needs import MovqNeed, MovqPlan, Need, plan_movq
 
 P = TypeVar("P")
@@ -63,15 +64,17 @@ class Networks:
         parity: "strict" or "fast", see ``Pipeline``.
         keeps_all: keep every network that was loaded where there is room; False frees them before the next one is.
         budget: what they may use; a None in it is what is free at the time.
+        rounds: keep weights of U-Nets and text encoder in 8 bit (``runtime.rounding``).
     """
 
     def __init__(
         self, models: ModelFiles, device: torch.device, dtype: torch.dtype, parity: Parity, *, keeps_all: bool,
-        budget: Budget | None = None,
+        budget: Budget | None = None, rounds: bool = False,
     ) -> None:  # fmt: skip
         require_parity(parity)
         self.models, self.device, self.dtype, self.parity, self.keeps_all = models, device, dtype, parity, keeps_all
-        self.budget = budget or Budget()
+        self.budget, self.rounds = budget or Budget(), rounds
+        self.reports: dict[str, Report] = {}
         self.loaded: dict[str, _Held] = {}
         self._pins: Pins | None = None
 
@@ -131,7 +134,8 @@ class Networks:
                 self._pins = self._pins or pins_for(self.device)
             hold = self._pins.hold if self._pins is not None else None
             running = place(
-                held.network, plan, self.device, held.dtype, source_of=held.source_of, hold=hold
+                held.network, plan, self.device, held.dtype, source_of=held.source_of, hold=hold,
+                report=self.reports.setdefault(stage, Report()) if self.rounds else None,
             )  # fmt: skip
             held.placed, held.source_of = Placed(held.network, plan, running), None
         held.placed.plan, held.nbytes = plan, plan.resident
@@ -204,7 +208,9 @@ class Networks:
             contents, kind = self.models.require(stage)
             target = self.target(stage)
             network, source_of = load_as_stored(contents, kind, target=target, parity=self.parity)
-            self.loaded[stage] = _Held(kind, network, target.dtype, blocks_of(network, target.dtype), source_of)
+            self.loaded[stage] = _Held(
+                kind, network, target.dtype, blocks_of(network, target.dtype, rounds=self.rounds), source_of
+            )
         return self.loaded[stage]
 
     def _open_movq(self, stage: str, dtype: torch.dtype) -> _Held:

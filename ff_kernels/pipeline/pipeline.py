@@ -52,6 +52,7 @@ class Pipeline:
         defaults: settings to start from where the caller's are None.
         loras: files with their strengths, merged into the U-Nets that they were made for.
         budget: what the networks may use of the device and of main memory; default: what is free.
+        rounds: keep weights of U-Nets and text encoder in 8 bit, but where it shows (``runtime.rounding``).
         prompt_cache: folder in which encoded prompts are kept and looked for; None keeps none.
     """
 
@@ -59,14 +60,16 @@ class Pipeline:
         self, models: ModelFiles, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
         keeps_networks: bool = True, parity: Parity = "fast", uses_graphs: bool = True,
         defaults: Settings | None = None, budget: Budget | None = None,
-        loras: Sequence[tuple[str | Path, float]] = (),
+        loras: Sequence[tuple[str | Path, float]] = (), rounds: bool = False,
         prompt_cache: Path | None = None,
     ) -> None:  # fmt: skip
         self.models, self.device, self.dtype = with_loras(models, loras), torch.device(device), dtype
         self.family, self.release = models.family, RELEASES[models.family]
         self.uses_graphs = uses_graphs and self.device.type == "cuda"
         self.defaults = defaults or Settings(fps="low", width=512, height=512)
-        self.networks = Networks(self.models, self.device, dtype, parity, keeps_all=keeps_networks, budget=budget)
+        self.networks = Networks(
+            self.models, self.device, dtype, parity, keeps_all=keeps_networks, budget=budget, rounds=rounds
+        )
         self.prompts = Prompts(self.networks, prompt_cache)
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ..checkpoints.detection import Kind
+from ..checkpoints.detection import Config, Kind
 from ..checkpoints.folding import Parity, Target, fold
 from ..checkpoints.loading import build_network
 from ..errors import DeviceError
@@ -154,7 +154,7 @@ def _plan_of(
     kind, target = pipeline.models.require(stage)[1], pipeline.networks.target(stage)
     if isinstance(what, MovqNeed):
         return plan_movq(kind.config, what, limits, pipeline.device, pipeline.dtype)
-    network, blocks = _sizes(kind, target, pipeline.networks.parity)
+    network, blocks = _sizes(kind, kind.config, target, pipeline.networks.parity, pipeline.networks.rounds)
     if what is None:
         need: Need = text_need(kind.config, 1, target.dtype)
     else:
@@ -163,9 +163,10 @@ def _plan_of(
 
 
 @lru_cache(maxsize=8)
-def _sizes(kind: Kind, target: Target, parity: Parity) -> tuple[nn.Module, Blocks]:
+def _sizes(kind: Kind, config: Config, target: Target, parity: Parity, rounds: bool) -> tuple[nn.Module, Blocks]:
     """Return a network without weights, and what a plan needs to know of it."""
+    # Kinds of other sizes are equal: the configuration is there to tell them apart.
     network = build_network(kind, device="meta")
     if parity == "fast":
         fold(network, target)
-    return network, blocks_of(network, target.dtype)
+    return network, blocks_of(network, target.dtype, rounds=rounds)

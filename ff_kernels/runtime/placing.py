@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .plan import Blocks, Plan
+from .rounding import LEAST_SQNR, Report, can_round, packed_bytes, rounded, sqnr
 from .streaming import Kept, LookedUp, Place, Source, Streamer, Visiting, places_of
 
 
@@ -26,6 +27,9 @@ class Streamable(Protocol):
 
     def layers_read_apart(self) -> list[nn.Module]:
         """Return the layers inside of blocks that are called outside of them as well."""
+
+    def outer_blocks(self) -> list[nn.Module]:
+        """Return the blocks in which rounding to 8 bit shows most."""
 
     def looked_up(self) -> list[nn.Module]:
         """Return the tables of which a call reads a few rows, and which stay in main memory."""
@@ -55,8 +59,30 @@ def _read_anew(place: Place, source_of: SourceOf | None) -> Place:
 
 def _held(place: Place, hold: Hold) -> Place:
     """Return a place whose values wait ready to be copied, in the dtype that is wanted."""
-    kept = place.source.tensor
-    return replace(place, source=Kept(hold(kept.to(place.dtype))))
+    if not isinstance(place.source, Kept):
+        return replace(place, source=place.source.moved(torch.device("cpu"), hold))
+    return replace(place, source=Kept(hold(place.source.tensor.to(place.dtype))))
+
+
+def _rounded(place: Place, name: str, report: Report) -> Place:
+    """Return a place whose values wait in 8 bit, or as it is where that would lose too much."""
+    if not can_round(place.module, place.name, place.source.shape):
+        return place
+    weight = place.source.tensor
+    kept = rounded(place.module, weight, place.dtype)
+    loss = sqnr(weight, kept)
+    if loss < LEAST_SQNR:
+        report.left.append(name)
+        return place
+    report.layers[name] = loss
+    return replace(place, source=kept)
+
+
+def _on_device(place: Place, device: torch.device) -> Place:
+    """Return a place whose values wait on the device that they are wanted on."""
+    if not isinstance(place.source, Kept):
+        return replace(place, source=place.source.moved(device))
+    return replace(place, source=Kept(place.brought(device).data))
 
 
 def _of(modules: Iterable[nn.Module], places: dict[tuple[int, str], Place]) -> list[Place]:
@@ -87,12 +113,34 @@ def _bytes(places: Iterable[Place]) -> int:
     return sum(place.nbytes for place in places)
 
 
-def blocks_of(network: Streamable, dtype: torch.dtype) -> Blocks:
-    """Return the sizes that a plan needs, of a network with weights or on the meta device."""
+def blocks_of(network: Streamable, dtype: torch.dtype, *, rounds: bool = False) -> Blocks:
+    """Return the sizes that a plan needs, of a network with weights or on the meta device.
+
+    Args:
+        network: the network.
+        dtype: in which it computes.
+        rounds: whether weights are kept in 8 bit.
+    """
     visited, blocks, rest = _parted(network, _places(network, dtype))
     apart = {id(layer) for layer in network.layers_read_apart()}
     pieces = [_bytes(part) for module, part in visited if id(module) not in apart]
-    return Blocks(tuple(map(_bytes, blocks)), _bytes(rest), visited=max(pieces, default=0), prepared=sum(pieces))
+    outer = {id(block) for block in network.outer_blocks()}
+    packed = [
+        0 if id(block) in outer or not any(map(_can_round, part)) else sum(map(_packed_bytes, part))
+        for block, part in zip(network.step_blocks(), blocks, strict=True)
+    ]
+    return Blocks(
+        tuple(map(_bytes, blocks)), _bytes(rest), visited=max(pieces, default=0), prepared=sum(pieces),
+        packed=tuple(packed) if rounds and any(packed) else (),
+    )  # fmt: skip
+
+
+def _can_round(place: Place) -> bool:
+    return can_round(place.module, place.name, place.source.shape)
+
+
+def _packed_bytes(place: Place) -> int:
+    return packed_bytes(place.module, place.source.shape) if _can_round(place) else place.nbytes
 
 
 def place(
@@ -103,6 +151,7 @@ def place(
     *,
     source_of: SourceOf | None = None,
     hold: Hold | None = None,
+    report: Report | None = None,
 ) -> AbstractContextManager:
     """Put the weights of a network where a plan wants them and return what has to be entered while it runs.
 
@@ -114,18 +163,27 @@ def place(
         source_of: where a weight lies in a file, read where the plan lets weights wait in the file; the others are
             left in main memory.
         hold: memory for weights that wait in main memory; default: they stay where they are.
+        report: filled with what rounding to 8 bit did, where the plan wants it.
     """
     places = _places(network, dtype)
     visited, blocks, rest = _parted(network, places)
-    streamed = set(plan.streamed)
     modules = network.step_blocks()
-    running = [modules[i] for i in plan.streamed]
-    passing = [blocks[i] for i in plan.streamed]
-    if plan.waiting == "file":
-        passing = [[_read_anew(one, source_of) for one in part] for part in passing]
-    elif hold is not None:
-        passing = [[_held(one, hold) for one in part] for part in passing]
-    for part in (rest, *(part for i, part in enumerate(blocks) if i not in streamed)):
+    through = sorted({*plan.streamed, *plan.widened})
+    running = [modules[i] for i in through]
+    names = {id(module): path for path, module in network.named_modules()}
+    passing = []
+    for i in through:
+        part = blocks[i]
+        if i in plan.widened:
+            part = [_rounded(one, names[id(one.module)], report or Report()) for one in part]
+        if i not in plan.streamed:
+            part = [_on_device(one, device) for one in part]
+        elif plan.waiting == "file":
+            part = [_read_anew(one, source_of) if isinstance(one.source, Kept) else one for one in part]
+        elif hold is not None:
+            part = [_held(one, hold) for one in part]
+        passing.append(part)
+    for part in (rest, *(part for i, part in enumerate(blocks) if i not in through)):
         for one in part:
             one.module.register_parameter(one.name, one.brought(device))
     tables = {id(inner) for table in network.looked_up() for inner in table.modules()}
@@ -138,6 +196,9 @@ def place(
     apart = {id(layer) for layer in network.layers_read_apart()}
     # A layer that both prepare and a step read is at hand already where its block stays.
     visits = [(module, part) for module, part in visited if id(module) not in apart or id(module) in homes]
+    if plan.waiting == "file":
+        # Pages of a mapped file that were read stay in the memory of the process.
+        visits = [(module, [_read_anew(one, source_of) for one in part]) for module, part in visits]
     visiting = Visiting(visits, device, lambda m: id(m) in homes and streamer.is_running(homes[id(m)]))
     return _Placed([*([streamer] if running else []), visiting, LookedUp(network.looked_up(), device, dtype)])
 

@@ -30,17 +30,29 @@ class Blocks:
         rest: bytes of what a step needs besides: first and last layers.
         visited: bytes of the largest piece that ``prepare`` reads and a step does not.
         prepared: bytes of all such pieces.
+        packed: bytes of every block in 8 bit, 0 for one that is not; empty where nothing is.
     """
 
     sizes: tuple[int, ...]
     rest: int
     visited: int = 0
     prepared: int = 0
+    packed: tuple[int, ...] = ()
 
     @property
     def step(self) -> int:
         """Bytes of all that a step reads."""
         return sum(self.sizes) + self.rest
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Bytes of every block as it is kept."""
+        return tuple(small or size for small, size in zip(self.packed or self.sizes, self.sizes, strict=True))
+
+    @property
+    def widened(self) -> tuple[int, ...]:
+        """Numbers of the blocks that are kept in 8 bit."""
+        return tuple(i for i, small in enumerate(self.packed) if small)
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,7 @@ class Plan:
 
     Attributes:
         streamed: numbers of the blocks that pass through, rising.
+        widened: numbers of the blocks that are kept in 8 bit and run from the shared buffers too.
         resident: bytes of weights that stay.
         passing: bytes of weights that pass through at every step.
         slots: bytes of the buffers they pass through.
@@ -66,6 +79,7 @@ class Plan:
     is_stacked: bool
     waiting: Waiting
     peak: int
+    widened: tuple[int, ...] = ()
 
 
 def spread(large: Sequence[int], count: int) -> tuple[int, ...]:
@@ -104,29 +118,25 @@ def plan_network(
     Raises:
         DeviceError: if not even the smallest plan fits; the message says how much that needs.
     """
-    vram = budget.vram
+    vram, kept, widened = budget.vram, blocks.kept, blocks.widened
     # Prepared pieces are gone before the first step computes.
     wanted = [(True, stacked), (False, single)] if may_stack and not budget.is_smallest else [(False, single)]
-    for is_stacked, step in () if budget.is_smallest else wanted:
-        activations = tables + max(step, blocks.visited)
-        peak = blocks.step + activations
-        if vram is None or peak <= vram:
-            return Plan((), blocks.step, 0, 0, activations, is_stacked, "device", peak)
-    is_stacked, step = wanted[-1]
-    activations = tables + max(step, blocks.visited)
     large = _large(blocks)
-    peak = blocks.step + activations
-    for count in range(len(large) if budget.is_smallest else 1, len(large) + 1):
+    counts = [len(large)] if budget.is_smallest else range(len(large) + 1)
+    # Branches run in turn before anything passes through.
+    choices = [(wanted[0], 0)] if len(wanted) > 1 else []
+    for (is_stacked, step), count in (*choices, *((wanted[-1], count) for count in counts)):
         streamed = spread(large, count)
-        passing = sum(blocks.sizes[i] for i in streamed)
-        slots = min(SLOTS, count) * max((blocks.sizes[i] for i in streamed), default=0)
-        resident = blocks.step - passing
+        through = {*streamed, *widened}
+        slots = min(SLOTS, len(through)) * max((blocks.sizes[i] for i in through), default=0)
+        passing = sum(kept[i] for i in streamed)
+        resident = sum(kept) + blocks.rest - passing
+        activations = tables + max(step, blocks.visited)
         peak = resident + slots + activations
         if vram is None or peak <= vram:
             is_short = budget.is_smallest or (budget.ram is not None and passing > budget.ram)
-            return Plan(
-                streamed, resident, passing, slots, activations, is_stacked, "file" if is_short else "memory", peak
-            )
+            waiting: Waiting = "device" if not streamed else "file" if is_short else "memory"
+            return Plan(streamed, resident, passing, slots, activations, is_stacked, waiting, peak, widened)
     raise DeviceError(
         f"expected a budget of at least {size_of(peak)} on the device for this network and size, got "
         f"{size_of(vram)}: raise it, or ask for a smaller size or fewer frames"

@@ -65,7 +65,7 @@ class Preset:
 PRESETS = {
     RELEASED: Preset(),
     "balanced": Preset(10, PLANS["dpmpp_2m"], 4, PLANS["ddpm"]),
-    "fast": Preset(6, Plan("dpmpp_2m", "karras", 0.98), 2, PLANS["ddpm"]),
+    "fast": Preset(6, Plan("dpmpp_2m", "karras", 0.98), 3, PLANS["ddpm"]),
 }
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
@@ -164,14 +163,13 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
         self.optimizer.zero_grad(set_to_none=True)
-        rng = np.random.default_rng([self.step, 7, seed, *_rank()])
+        rng = np.random.default_rng([self.step, 7, seed])
         cast = {f"objective.{k}": p.to(self.dtype) for k, p in self.objective.named_parameters()}
         gradient, loss = _Gradient(self.objective, 1 / config.accumulate), 0.0
         for _ in range(config.accumulate):
             batch = [t.to(self.device) for t in draw(rng, config.batch)]
             torch.manual_seed(int(rng.integers(2**62)))
             loss += functional_call(gradient, cast, tuple(batch)).item() / config.accumulate
-        _average_over_ranks(self.weights.values())
         norm = nn.utils.clip_grad_norm_(self.weights.values(), config.max_grad_norm).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
@@ -198,18 +196,6 @@ def _adamw_8bit() -> type[torch.optim.Optimizer]:
     return AdamW8bit
 
 
-def _rank() -> tuple[int, ...]:
-    """Which of several processes this is, as a part of a seed: one process and the first of several draw the same."""
-    return (dist.get_rank(),) if dist.is_initialized() and dist.get_rank() else ()
-
-
-def _average_over_ranks(parameters: Iterable[nn.Parameter]) -> None:
-    if dist.is_initialized():
-        for parameter in parameters:
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= dist.get_world_size()
-
-
 def train(
     objective: nn.Module,
     source: Draw | Curriculum,
@@ -224,8 +210,7 @@ def train(
     """Train ``objective``, whose forward maps a batch to a scalar loss, and return its averaged weights.
 
     The forward runs on weights cast to ``dtype`` while the optimiser keeps float32 weights; casting by hand
-    instead of autocast keeps the networks free of any precision policy. Under ``torchrun`` every process draws its own
-    batches, gradients are averaged, and the first process writes.
+    instead of autocast keeps the networks free of any precision policy.
 
     Args:
         objective: module on the device to train on; parameters with ``requires_grad`` are trained, in float32.
@@ -277,8 +262,6 @@ def _memory(device: torch.device) -> dict[str, str]:
 
 
 def _write_state(path: Path, begun: str, training: Training) -> None:
-    if _rank():
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         torch.save({"begun": begun, **training.state()}, temporary)

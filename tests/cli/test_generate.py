@@ -94,7 +94,7 @@ OPTIONS = """--model M --fps medium --width 72 --height 48 --preset fast --steps
 --interpolation-steps 3 --solver ddim --interpolation-solver dpmpp_2m
 --guide-between 0.3 5 --guidance 1.5 --image-guidance 2.5
 --motion extreme --interpolation-guidance 0.3 --keyframes 4 --seed 11 --mend --low-memory --strict --no-graphs
---dtype bfloat16 --device cpu --negative red --decoder video --vram 2.5 --ram 16 --prompt-cache P"""
+--dtype bfloat16 --device cpu --negative red --decoder video --vram 2.5 --ram 16 --prompt-cache P --quant int8"""
 
 
 def test_generate_options_reach_the_model(tmp_path, monkeypatch):
@@ -124,7 +124,7 @@ def test_generate_options_reach_the_model(tmp_path, monkeypatch):
         "folder": Path("M"), "device": torch.device("cpu"), "dtype": torch.bfloat16, "keeps_networks": False,
         "parity": "strict", "uses_graphs": False, "prompt": PROMPT, "negative": "red", "picture": None,
         "decoder": "video_movq", "budget": Budget(vram=25 * 10**8, ram=16 * 10**9, is_smallest=True),
-        "prompt_cache": Path("P"),
+        "prompt_cache": Path("P"), "rounds": True, "loras": [],
         "settings": Settings(
             fps="medium", width=72, height=48, preset="fast", steps=7, interpolation_steps=3, solver="ddim",
             interpolation_solver="dpmpp_2m", guided=(0.3, 5.0), guidance_scale=1.5, image_guidance=2.5,

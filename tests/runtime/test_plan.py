@@ -73,3 +73,11 @@ def test_a_budget_below_the_smallest_plan_is_refused_with_what_the_smallest_need
     with pytest.raises(DeviceError, match=r"at least 5\.50 GB .* got 3\.00 GB"):
         plan_network(blocks, Budget(3 * 10**9, None), stacked=10**9, single=5 * 10**8)
     assert plan_network(blocks, Budget(55 * 10**8, None), stacked=10**9, single=5 * 10**8).peak == 55 * 10**8
+
+
+def test_blocks_in_8_bit_run_from_the_buffers_and_stay_in_half_the_room():
+    blocks = Blocks((4, 10, 10, 10), 6, packed=(0, 5, 5, 5))
+    plan = plan_network(blocks, Budget(6 + 4 + 15 + 20 + 2), stacked=2, single=2)
+    assert (plan.streamed, plan.widened, plan.resident, plan.slots) == ((), (1, 2, 3), 25, 20)
+    plan = plan_network(blocks, Budget(46), stacked=2, single=2)
+    assert (plan.streamed, plan.passing, plan.resident, plan.waiting) == ((2,), 5, 20, "memory")

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from fusionframes.ff_kernels.errors import InputError
 from fusionframes.ff_kernels.sampling.noise import SeededNoise
-from fusionframes.ff_kernels.sampling.samplers import sample_ddpm
+from fusionframes.ff_kernels.sampling.samplers import sample_latents
 from fusionframes.ff_kernels.sampling.schedule import (
     TRAIN_STEPS,
     alphas_cumprod_v11,
@@ -115,7 +115,7 @@ def test_schedule_of_one_sigma_has_no_step_and_sampling_returns_its_start():
     schedule = make_schedule_from_sigmas(torch.tensor([7.0]))
     assert len(schedule) == 0
     x = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
-    out = sample_ddpm(lambda x, step: pytest.fail("a step ran"), x, schedule, SeededNoise([1, 2]))
+    out = sample_latents(lambda x, step: pytest.fail("a step ran"), x, schedule, SeededNoise([1, 2]))
     assert torch.equal(out, x)
     with pytest.raises(InputError, match="one or more sigmas"):
         make_schedule_from_sigmas(torch.tensor([]))

@@ -195,6 +195,10 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
     assert all(torch.allclose(large[key], small[key], atol=1e-5) for key in large)
 
 
+def written(path):
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to start twenty runs without twenty imports of torch")
 def test_train_killed_at_twenty_random_moments_ends_with_the_numbers_of_an_uninterrupted_run(tmp_path, monkeypatch):
     monkeypatch.setattr("fusionframes.ff_kernels.training.loop.SAVE_EVERY_S", 0.0)
@@ -202,6 +206,7 @@ def test_train_killed_at_twenty_random_moments_ends_with_the_numbers_of_an_unint
     config, path = replace(CONFIG, steps=4000, cosine=False), tmp_path / "killed.pt"
     rng, steps = random.Random(0), []
     for _ in range(20):
+        before = written(path)
         with warnings.catch_warnings():
             # Python minds a fork beside threads; these are torch's, which wait.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -210,7 +215,11 @@ def test_train_killed_at_twenty_random_moments_ends_with_the_numbers_of_an_unint
             with suppress(BaseException):
                 train(started(NoisyLine), draw_line, config, path, **CPU)
             os._exit(0)
-        time.sleep(rng.uniform(0.02, 0.25))
+        # Not before it has come further, however slow the machine; then at any moment of a step or of a write.
+        deadline = time.monotonic() + 60
+        while written(path) == before and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         if path.exists():
