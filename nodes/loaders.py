@@ -44,9 +44,9 @@ class LoadModel(io.ComfyNode):
                     options=LAYERS,
                     default=AS_RELEASED,
                     optional=True,
-                    tooltip="folded: linear layers behind each other become one, the same function with less work (13 "
-                    "% in the interpolation, more on processors); takes no LoRA and no merging. as released: takes "
-                    "both. Saving writes the released weights either way.",
+                    tooltip="folded: linear layers behind each other become one, the same function with less work; "
+                    "takes no LoRA and no merging. as released: takes both. Saving writes the released weights "
+                    "either way.",
                 ),
             ],
             outputs=[
