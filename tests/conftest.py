@@ -1,6 +1,7 @@
 """Shared fixtures; tests import the installed package `fusionframes`, never the folder."""
 
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import torch
 # other folders come first and torch imports it here and there. Nothing uses the interpreter unless it is asked for.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell starts what it runs in the background with interrupts ignored, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "golden"
 
