@@ -10,6 +10,7 @@ from fusionframes.ff_kernels.cli.main import main
 from fusionframes.ff_kernels.models.configs import INTERPOLATION_V10, MASKED
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
 from fusionframes.ff_kernels.models.masked_unet import MaskedUNet
+from fusionframes.ff_kernels.models.unets import UNETS
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +36,8 @@ def test_count_is_that_of_70_gaps_in_both_branches():
     small = {"ours": tiny.INTERPOLATION_V10, "masked": tiny.MASKED}
     counted = gap_costs.count_gaps((4, 4), small)
     for name, samples in (("ours", 70 * 2), ("masked", 70 * 2 * 5)):
-        cls, config = small[name]
-        network = gap_costs.make_ready(cls(config).eval())
+        config = small[name]
+        network = gap_costs.make_ready(UNETS[config.stage](config).eval())
         with torch.no_grad():
             told = {"num_gaps": 1, "skip_frames": 3}
             context, mask = torch.zeros(2, 2, config.context_dim), torch.tensor([[1, 0], [1, 0]])
@@ -49,7 +50,8 @@ def test_count_is_that_of_70_gaps_in_both_branches():
 
 def test_record_prints_the_share_and_json_rows(capsys, monkeypatch, costs):
     monkeypatch.setattr(gap_costs, "count_gaps", lambda: costs)
-    monkeypatch.setattr("fusionframes.ff_kernels.bench.counting.full_size", lambda names: [])
+    for other in ("full_size", "clip_costs"):
+        monkeypatch.setattr(f"fusionframes.ff_kernels.bench.counting.{other}", lambda *names: [])
     assert main(["bench", "--record"]) == 0
     shown = capsys.readouterr().out
     assert f"{costs['ours'].flops / costs['masked'].flops:.3f}" in shown

@@ -41,7 +41,7 @@ def test_page_says_the_budgets_of_the_package():
         assert f"{budget.train.steps} steps of {budget.train.batch} clips" in TEXT
     assert f"{budgets.VARIANTS.evaluated} held-out captions" in TEXT
     assert f"{budgets.DECODERS.evaluated} held-out clips" in TEXT
-    assert f"{budgets.TIME_FACTOR * budgets.GAPS.fit.steps} steps" in TEXT
+    assert f"{budgets.TIME_FACTOR * budgets.GAPS.train.steps} steps" in TEXT
 
 
 def test_page_says_the_counted_share_and_the_recorder_still_counts_it():

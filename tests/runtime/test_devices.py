@@ -64,6 +64,7 @@ def test_sixteen_bits_are_taken_only_where_the_device_computes_in_them(monkeypat
 @pytest.mark.parametrize(("capability", "computes"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
 def test_bfloat16_that_torch_only_imitates_does_not_count(monkeypatch, capability, computes):
     monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert devices.computes_in(torch.device("cuda"), torch.bfloat16) is computes
 

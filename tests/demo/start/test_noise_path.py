@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fusionframes.ff_kernels.demo import batches, recipe
+from fusionframes.ff_kernels.demo import recipe
 from fusionframes.ff_kernels.demo.start.noise_path import (
     LATENT_POWER,
     carry_noise,
@@ -13,6 +13,7 @@ from fusionframes.ff_kernels.demo.start.noise_path import (
 )
 from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet, keyframe_positions
 from fusionframes.ff_kernels.training.initial import initialise
+from fusionframes.ff_kernels.training.noise_levels import noise_levels
 
 FRAMES = recipe.KEYFRAMES.num_frames
 
@@ -111,7 +112,7 @@ def test_carry_noise_refuses_sizes_that_the_path_does_not_fit(sizes):
 @pytest.fixture
 def gated(unet):
     """A network whose path and branch are gated, with what each of 50 steps tells it."""
-    steps, bars = batches.noise_levels(50)
+    steps, bars = noise_levels(50)
     with torch.no_grad():
         # Times spread as start values spread them (keyframe_start.py).
         unet.to_time_embed[3].weight.mul_(8)
@@ -154,7 +155,7 @@ def test_gated_branch_is_multiplied_by_the_signals_share_of_the_prediction(gated
 
 
 def test_path_gains_are_those_of_the_formula_until_they_end():
-    bars = batches.noise_levels(50)[1]
+    bars = noise_levels(50)[1]
     gains = path_gains(bars.sqrt())
     assert torch.allclose(gains[:38], (1 - bars[:38]).rsqrt(), rtol=1e-5)
     assert (gains.diff() >= -1e-6).all()
