@@ -23,7 +23,9 @@ METRIC_ALIASES = [*ALIASES, "metric", "measure", "evaluate"]
 
 def _frames(images: Tensor, name: str) -> Tensor:
     """Return an IMAGE ``[T, H, W, C]`` as ``[T, 3, H, W]`` in 0..1."""
-    return to_rgb(images, name).movedim(-1, 1)
+    # What lies behind transparent pixels would count as their difference.
+    colours = images[..., :-1] if images.shape[-1] in (2, 4) else images
+    return to_rgb(colours, name).movedim(-1, 1)
 
 
 def _progress(total: int) -> Callable[[int, int], None]:
