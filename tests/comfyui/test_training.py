@@ -49,6 +49,9 @@ def train(trainer, demo, lesson, **changes):
 
 
 def test_core_trains_our_model_and_its_loader_finds_every_key(core, demo, trainer, lesson, caplog):
+    version = importlib.import_module("comfyui_version").__version__
+    if tuple(map(int, version.split(".")[:2])) < (0, 30):
+        pytest.skip(f"core {version} hands its training weights made in inference mode, which have no gradients")
     lora, losses, _ = train(trainer, demo, lesson)
     assert len(losses["loss"]) == STEPS
     assert torch.tensor(losses["loss"]).isfinite().all()
