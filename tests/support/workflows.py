@@ -78,4 +78,6 @@ def small(name: str, steps: int = 3) -> dict:
             inputs["width"] = inputs["height"] = SIDE * 8 // 2 if is_v11 else SIDE
         if "steps" in inputs:
             inputs["steps"] = steps
+            if "preset" in inputs:
+                inputs["preset"] = "custom"
     return prompt
