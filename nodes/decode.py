@@ -14,7 +14,7 @@ from ._api import io
 from ._compat import check_interrupted, mm, progress_bar
 from .adapters.latent import latent_frames
 from .adapters.vae import movq_of
-from .widgets import ALIASES
+from .widgets import ALIASES, fps_input
 
 AS_RELEASED, BLENDED = "as released", "blended"
 
@@ -108,15 +108,7 @@ class Storyboard(io.ComfyNode):
             inputs=[
                 io.Image.Input("images", tooltip="Frames of a video."),
                 io.Int.Input("columns", default=5, optional=True, min=1, max=64, tooltip="Frames per row."),
-                io.Float.Input(
-                    "fps",
-                    default=2.0,
-                    optional=True,
-                    min=0.01,
-                    max=240.0,
-                    step=0.01,
-                    tooltip="Frames per second, for the times.",
-                ),
+                fps_input("Frames per second, for the times."),
             ],
             outputs=[io.Image.Output(display_name="storyboard")],
         )

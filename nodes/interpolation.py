@@ -23,7 +23,7 @@ from .adapters.networks import EngineView
 from .adapters.progress import StepReport
 from .adapters.runs import is_bare, run_in_core
 from .adapters.text import text_of
-from .widgets import ALIASES, CUSTOM, chosen_steps, preset_input, seed_input, solver_input, steps_input
+from .widgets import ALIASES, CUSTOM, chosen_steps, fps_input, preset_input, seed_input, solver_input, steps_input
 
 
 def _inputs() -> list[Any]:
@@ -128,15 +128,7 @@ class Interpolate(io.ComfyNode):
                     max=2,
                     tooltip="1: four times the frames, 2: sixteen times.",
                 ),
-                io.Float.Input(
-                    "fps",
-                    default=2.0,
-                    optional=True,
-                    min=0.01,
-                    max=240.0,
-                    step=0.01,
-                    tooltip="Frames per second of the frames given; keyframes of the releases have 2.",
-                ),
+                fps_input("Frames per second of the frames given; keyframes of the releases have 2."),
                 _text_input(),
                 preset_input(),
                 solver_input(),

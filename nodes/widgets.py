@@ -92,6 +92,11 @@ def image_guidance_input(what: str) -> io.Float.Input:
     return io.Float.Input("image_guidance", default=own, optional=True, min=0.0, max=50.0, step=0.1, tooltip=tooltip)
 
 
+def fps_input(tooltip: str) -> io.Float.Input:
+    """Return the rate of the frames that go in; those of the releases' keyframes is the default."""
+    return io.Float.Input("fps", default=2.0, optional=True, min=0.01, max=240.0, step=0.01, tooltip=tooltip)
+
+
 def check_steps(steps: int) -> None:
     """Refuse a number of steps that no schedule has; core does not check what comes through a link.
 

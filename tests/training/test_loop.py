@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from support.line import Line, draw_line
 
 from fusionframes.ff_kernels.errors import CheckpointError, TrainingError
 from fusionframes.ff_kernels.training.loop import Curriculum, TrainConfig, fingerprint, learning_rate_at, train
@@ -19,21 +19,6 @@ from fusionframes.ff_kernels.training.loop import Curriculum, TrainConfig, finge
 def gradients():
     with torch.enable_grad():
         yield
-
-
-class Line(nn.Module):
-    """The smallest objective: fit y = 3x - 1."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Linear(1, 1)
-
-    def forward(self, x):
-        return (self.net(x) - (3 * x - 1)).square().mean()
-
-
-def draw_line(rng, batch):
-    return (torch.from_numpy(rng.standard_normal((batch, 1), dtype=np.float32)),)
 
 
 def draw_nothing(rng, batch):

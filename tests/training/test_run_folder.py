@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from support.line import Line, draw_line
 
 from fusionframes.ff_kernels.errors import CheckpointError
 from fusionframes.ff_kernels.training.loop import Curriculum, TrainConfig
@@ -14,21 +14,6 @@ from fusionframes.ff_kernels.training.run_folder import TrainRun
 def gradients():
     with torch.enable_grad():
         yield
-
-
-class Line(nn.Module):
-    """The smallest objective: fit y = 3x - 1."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Linear(1, 1)
-
-    def forward(self, x):
-        return (self.net(x) - (3 * x - 1)).square().mean()
-
-
-def draw_line(rng, batch):
-    return (torch.from_numpy(rng.standard_normal((batch, 1), dtype=np.float32)),)
 
 
 CONFIG = TrainConfig(steps=200, batch=8, learning_rate=0.1, warmup=5, weight_decay=0, ema_decay=0.9)
