@@ -200,6 +200,10 @@ class _Module:
     def synchronize(self, device: Any = None) -> None:
         pass
 
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        # Where blocks run again torch asks the accelerator for it, whatever device they run on.
+        return [torch.bfloat16, torch.float16]
+
     def get_device_name(self, device: Any = None) -> str:
         return "a soroban"
 

@@ -1,15 +1,13 @@
+import multiprocessing
 import os
 import random
-import signal
 import time
-import warnings
-from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from support.line import Line, draw_line
+from support.line import Line, NoisyLine, draw_line, started, train_saving_every_step
 
 from fusionframes.ff_kernels.errors import CheckpointError, TrainingError
 from fusionframes.ff_kernels.training.loop import Curriculum, TrainConfig, fingerprint, learning_rate_at, train
@@ -27,18 +25,6 @@ def draw_nothing(rng, batch):
 
 CONFIG = TrainConfig(steps=200, batch=8, learning_rate=0.1, warmup=5, weight_decay=0, ema_decay=0.9)
 CPU = {"dtype": torch.float32}
-
-
-class NoisyLine(Line):
-    """The same, with noise that the objective draws by itself."""
-
-    def forward(self, x):
-        return super().forward(x + 0.1 * torch.randn_like(x))
-
-
-def started(kind=Line):
-    torch.manual_seed(1)
-    return kind()
 
 
 def fitted(path, steps_first=None, kind=Line):
@@ -185,33 +171,28 @@ def written(path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to start twenty runs without twenty imports of torch")
-def test_train_killed_at_twenty_random_moments_ends_with_the_numbers_of_an_uninterrupted_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("fusionframes.ff_kernels.training.loop.SAVE_EVERY_S", 0.0)
+def test_train_killed_at_twenty_random_moments_ends_with_the_numbers_of_an_uninterrupted_run(tmp_path):
+    # A server's forks, not this process's: autograd refuses to run behind a fork once a card has worked beside it.
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["fusionframes.ff_kernels.training.loop"])
     # A rate that does not fall, so that the end may be chosen after the kills.
     config, path = replace(CONFIG, steps=4000, cosine=False), tmp_path / "killed.pt"
     rng, steps = random.Random(0), []
     for _ in range(20):
         before = written(path)
-        with warnings.catch_warnings():
-            # Python minds a fork beside threads; these are torch's, which wait.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            child = os.fork()
-        if not child:
-            with suppress(BaseException):
-                train(started(NoisyLine), draw_line, config, path, **CPU)
-            os._exit(0)
+        child = server.Process(target=train_saving_every_step, args=(config, path))
+        child.start()
         # Not before it has come further, however slow the machine; then at any moment of a step or of a write.
         deadline = time.monotonic() + 60
         while written(path) == before and time.monotonic() < deadline:
+            assert child.is_alive(), "the training ended by itself"
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.05))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        if path.exists():
-            steps.append(torch.load(path, weights_only=True)["step"])
+        child.kill()
+        child.join()
+        steps.append(torch.load(path, weights_only=True)["step"])
     assert len(set(steps)) > 5
     assert steps == sorted(steps)
-    monkeypatch.undo()
     config = replace(config, steps=steps[-1] + 5)
     resumed = train(started(NoisyLine), draw_line, config, path, **CPU)
     whole = train(started(NoisyLine), draw_line, config, tmp_path / "whole.pt", **CPU)
