@@ -6,6 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
+# Workers share the processors, and so does what their tests start; torch reads it when it is imported.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 import torch
 
 # Before anything imports Triton, whose decorators decide then, those of its own library included: the tests of the
