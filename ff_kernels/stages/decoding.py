@@ -9,9 +9,9 @@ from ..errors import InputError
 from ..models.movq import MoVQ
 from ..sampling.samplers import Stopped
 
-# Up to so many pixels more frames at once are faster: the calls of layers take longer than small pictures do, and
+# Up to so many pixels and frames more at once are faster: the calls of layers take longer than small pictures do, and
 # torch has a slow convolution for a single one of few values (65 frames of 64x64 on one core: 1.03 to 0.71 s).
-PIXELS_AT_ONCE = 32768
+PIXELS_AT_ONCE, FRAMES_AT_ONCE = 32768, 8
 # Frames that neighbouring chunks of a video decoder share where seams are cross-faded.
 BLEND_FRAMES = 2
 
@@ -29,7 +29,7 @@ def frames_at_once(frames: int, size: tuple[int, int], looks_around: bool) -> in
     """Return the frames to decode at once: few where frames do not look at each other, else the releases' chunk.
 
     One large frame at a time gives the same pixels in a fifth of the memory of the releases' chunks of five. Small ones
-    go together up to ``PIXELS_AT_ONCE``.
+    go together, as many as ``FRAMES_AT_ONCE`` and ``PIXELS_AT_ONCE`` allow.
 
     Args:
         frames: of the clip.
@@ -38,7 +38,7 @@ def frames_at_once(frames: int, size: tuple[int, int], looks_around: bool) -> in
     """
     if looks_around:
         return chunk_sizes(frames)[0]
-    return max(1, min(frames, PIXELS_AT_ONCE // (size[0] * size[1])))
+    return max(1, min(frames, FRAMES_AT_ONCE, PIXELS_AT_ONCE // (size[0] * size[1])))
 
 
 def blend_overlap(frames: int, chunk: int | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Grades core's EasyCache and LazyCache on the demo beside fewer steps; prints the table of ff_kernels/bench/QUALITY.md.
+"""Grades core's EasyCache and LazyCache on the demo beside fewer steps: the table of ff_kernels/bench/QUALITY.md.
 
 COMFYUI_PATH=folder python tests/comfyui/measure_caches.py [captions]
 """
@@ -66,7 +66,9 @@ def main(captions):
                     core, "nodes_easycache", f"{cache}Node", demo.model, *values
                 )  # fmt: skip
                 calls = []
-                hook = model.model.diffusion_model.in_layer.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+                hook = model.model.diffusion_model.in_layer.register_forward_hook(
+                    lambda *_, calls=calls: calls.append(1)
+                )
                 clips = []
                 for seed, prompts in enumerate(texts):
                     samples = sample(core, model, prompts, latent, seed)
