@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..models.configs import MoVQConfig
 from ..runtime.devices import wide_dtype
 
-# Frames in 8 bit, as files hold them, are 58.9 dB from what was rounded: 16 bit has to be nearer than that.
-LEAST_DB = 60.0
+# So far are frames in 8 bit, as files hold them, from what was rounded (58.9): 16 bit may take no more than that again.
+LEAST_DB = 10 * math.log10(12 * 255**2)
 
 
 class NarrowDecoder:

@@ -71,7 +71,7 @@ class StagePlan:
         plan, notes = self.plan, []
         if isinstance(plan, MovqPlan):
             notes += [plan.changes] if plan.changes else []
-            notes += [f"{words_of(plan.tries)} where a first frame is within {LEAST_DB:g} dB"] if plan.tries else []
+            notes += [f"{words_of(plan.tries)} where a first frame is within {LEAST_DB:.1f} dB"] if plan.tries else []
         else:
             if plan.streamed:
                 notes.append(f"{size_of(plan.passing)} streamed from {_WAITING[plan.waiting]}")

@@ -27,7 +27,7 @@ class Settings:
         solver: of the keyframes, in place of the preset's: "released" or a key of ``sampling.solvers.SOLVERS``.
         interpolation_solver: as ``solver``, of the interpolation.
         guided: noise / signal ratios between which the guidance of the keyframes acts; default everywhere.
-        narrow_decoder: decode in 16 bit where that is faster and within 60 dB of float32; default the preset's.
+        narrow_decoder: decode in 16 bit where that is faster and within 58.9 dB of float32; default the preset's.
         guidance_scale: w of the keyframes, 0 and up; 5 acts as a "cfg" of 6.
         image_guidance: release 1.1: weight of the first frame.
         interpolation_guidance: w of the interpolation; more than about 0.5 collapses onto the keyframes.
