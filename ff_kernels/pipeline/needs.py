@@ -11,9 +11,9 @@ from ..checkpoints.loading import build_network
 from ..errors import DeviceError
 from ..models.configs import MoVQConfig, TextConfig
 from ..runtime.budget import IMAGE_DECODE, VIDEO_DECODE, movq_bytes, step_bytes, text_bytes
-from ..runtime.devices import computes_in, held_itemsize
+from ..runtime.devices import computes_in, held_itemsize, quick_dtypes
 from ..runtime.plan import Budget, size_of
-from ..stages.decoding import chunk_sizes
+from ..stages.decoding import frames_at_once
 from ..stages.releases import Release
 from ..stages.tokenizer import MAX_TOKENS
 from .settings import Settings
@@ -95,17 +95,22 @@ class MovqNeed:
         frames: that it makes or reads.
         size: height and width in pixels.
         looks_around: whether frames that run together look at each other.
+        may_narrow: whether it may compute in 16 bit where that is faster and its first frames tell no difference.
     """
 
     per_pixel: int
     frames: int
     size: tuple[int, int]
     looks_around: bool = False
+    may_narrow: bool = False
 
 
-def decoding_need(config: MoVQConfig, frames: int, size: tuple[int, int], shares_map: bool) -> MovqNeed:
+def decoding_need(
+    config: MoVQConfig, frames: int, size: tuple[int, int], shares_map: bool, may_narrow: bool = False
+) -> MovqNeed:
     """Return what decoding ``frames`` of ``size`` pixels needs; ``shares_map`` as in ``decode``."""
-    return MovqNeed(VIDEO_DECODE if config.is_video else IMAGE_DECODE, frames, size, config.is_video or shares_map)
+    per_pixel = VIDEO_DECODE if config.is_video else IMAGE_DECODE
+    return MovqNeed(per_pixel, frames, size, config.is_video or shares_map, may_narrow)
 
 
 @dataclass(frozen=True)
@@ -115,11 +120,12 @@ class MovqPlan:
     Attributes:
         dtype: in which it computes.
         chunk: frames that run together.
-        is_as_released: whether that is the release's dtype and chunk.
+        is_as_released: whether the pictures are those of the release's dtype and chunk.
         weights: bytes.
         activations: bytes of intermediate results.
         peak: bytes expected at the most.
         changes: what differs in the pictures, or nothing.
+        tries: 16-bit dtypes, of which the first that passes ``decoder.choose_decoder`` takes the place of ``dtype``.
     """
 
     dtype: torch.dtype
@@ -129,10 +135,14 @@ class MovqPlan:
     activations: int
     peak: int
     changes: str = ""
+    tries: tuple[torch.dtype, ...] = ()
 
 
 def plan_movq(config: MoVQConfig, need: MovqNeed, budget: Budget, device: torch.device, dtype: torch.dtype) -> MovqPlan:
     """Plan a MoVQ: as released where there is room, then in 16 bit, then in smaller chunks.
+
+    Where it may compute in 16 bit because that is faster, float32 stays beside that to judge it. Frames that do not
+    look at each other go in smaller chunks first: their pictures stay the same.
 
     Args:
         config: of the MoVQ.
@@ -145,23 +155,31 @@ def plan_movq(config: MoVQConfig, need: MovqNeed, budget: Budget, device: torch.
         DeviceError: if not even one frame in 16 bit fits.
     """
     count = sum(value.numel() for value in build_network(Kind("movq", "", config), device="meta").parameters())
-    full = chunk_sizes(need.frames)[0] if need.looks_around else 1
+    full = frames_at_once(need.frames, need.size, need.looks_around)
     released = torch.float32
     narrow = _narrow(device, dtype)
     smallest = narrow[-1] if narrow else released
-    wanted = [(released, full), *((half, full) for half in narrow)]
-    wanted += [(smallest, chunk) for chunk in range(full - 1, 0, -1)]
-    if budget.is_smallest:
+    chunks = range(full, 0, -1)
+    if need.looks_around:
         # The chunk stays the release's where nobody asked for less than that takes.
-        wanted = wanted[1:] if narrow else wanted
-    for chosen, chunk in wanted:
-        weights = count * chosen.itemsize
+        wanted = [(released, full), *((half, full) for half in narrow)]
+        wanted += [(smallest, chunk) for chunk in chunks[1:]]
+    else:
+        chunks = chunks[-1:] if budget.is_smallest else chunks
+        wanted = [(dtype, chunk) for dtype in (released, *narrow) for chunk in chunks]
+    if budget.is_smallest:
+        wanted = [(dtype, chunk) for dtype, chunk in wanted if not narrow or dtype is not released]
+    tries = quick_dtypes(device) if need.may_narrow and not budget.is_smallest else ()
+    tried = [(released, full, tries)] if tries else []
+    for chosen, chunk, beside in (*tried, *((*pair, ()) for pair in wanted)):
+        weights = count * (chosen.itemsize + max((half.itemsize for half in beside), default=0))
         activations = movq_bytes(need.per_pixel, chunk, need.size, config.ch, _movq_itemsize(device, chosen))
         peak = weights + activations
         if budget.vram is None or peak <= budget.vram:
             changes = [] if chosen is released else ["colours to 16 bit"]
-            changes += [] if chunk == full else [f"chunks of {chunk} frames, which moves the seams between them"]
-            return MovqPlan(chosen, chunk, not changes, weights, activations, peak, " and ".join(changes))
+            if need.looks_around and chunk < full:
+                changes.append(f"chunks of {chunk} frames, which moves the seams between them")
+            return MovqPlan(chosen, chunk, not changes, weights, activations, peak, " and ".join(changes), beside)
     raise DeviceError(
         f"expected a budget of at least {size_of(peak)} on the device to decode {need.size[1]} x {need.size[0]} "
         f"pixels, got {size_of(budget.vram)}: raise it, or ask for a smaller size"

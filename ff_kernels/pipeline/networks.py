@@ -23,6 +23,7 @@ from ..runtime.host import KEPT_FREE, Pins, free_ram, pins_for
 from ..runtime.placing import SourceOf, blocks_of, place
 from ..runtime.plan import Blocks, Budget, Plan, plan_network
 from ..runtime.rounding import Report
+from .decoder import Judged
 from .needs import MovqNeed, MovqPlan, Need, plan_movq
 
 P = TypeVar("P")
@@ -52,6 +53,7 @@ class _Held:
     source_of: SourceOf | None = None
     placed: Placed | None = None
     nbytes: int = 0
+    narrow: tuple[torch.dtype, nn.Module] | None = None
 
 
 class Networks:
@@ -74,7 +76,7 @@ class Networks:
         require_parity(parity)
         self.models, self.device, self.dtype, self.parity, self.keeps_all = models, device, dtype, parity, keeps_all
         self.budget, self.rounds = budget or Budget(), rounds
-        self.reports: dict[str, Report] = {}
+        self.reports: dict[str, Report | Judged] = {}
         self.loaded: dict[str, _Held] = {}
         self._pins: Pins | None = None
 
@@ -156,6 +158,13 @@ class Networks:
         held.nbytes = plan.weights
         return held.network, plan
 
+    def narrow_movq(self, stage: str, dtype: torch.dtype) -> nn.Module:
+        """Return a MoVQ in a 16-bit dtype beside the one in float32, which stays."""
+        held = self.loaded[stage]
+        if held.narrow is None or held.narrow[0] is not dtype:
+            held.narrow = dtype, self._load_movq(stage, dtype).network
+        return held.narrow[1]
+
     def projection(self) -> nn.Module:
         """Return the projection of text: a file of its own or, release 1.0, part of the keyframe file."""
         stage = "projection" if "projection" in self.models.files else "keyframe"
@@ -218,11 +227,14 @@ class Networks:
         if stage in self.loaded and self.loaded[stage].dtype != dtype:
             del self.loaded[stage]
         if stage not in self.loaded:
-            contents, kind = self.models.require(stage)
-            loaded = load_contents(contents, kind, stage=stage, device=self.device, dtype=dtype, parity=self.parity)
+            loaded = self._load_movq(stage, dtype)
             nbytes = sum(value.nbytes for value in loaded.network.parameters())
-            self.loaded[stage] = _Held(kind, loaded.network, dtype, nbytes=nbytes)
+            self.loaded[stage] = _Held(loaded.kind, loaded.network, dtype, nbytes=nbytes)
         return self.loaded[stage]
+
+    def _load_movq(self, stage: str, dtype: torch.dtype) -> Loaded:
+        contents, kind = self.models.require(stage)
+        return load_contents(contents, kind, stage=stage, device=self.device, dtype=dtype, parity=self.parity)
 
 
 def _is_elsewhere(plan: Plan, other: Plan) -> bool:

@@ -27,7 +27,7 @@ from ..stages.keyframes import FirstFrame, sample_keyframes, sample_picture
 from ..stages.releases import RELEASES
 from ..stages.run import Run, Text
 from .clip import Clip, LatentClip
-from .decoder import NarrowDecoder
+from .decoder import NarrowDecoder, choose_decoder
 from .needs import Batch, MovqNeed, MovqPlan, decoding_need, interpolation_batch, keyframe_batch, unet_need
 from .networks import Networks
 from .prompts import Prompts
@@ -240,7 +240,7 @@ class Pipeline:
         is_mended = settings.is_mended
         chunks = self._decoded(
             stage, latents, shared_map=self.release.shares_map and not is_mended, blends=is_mended,
-            should_stop=should_stop,
+            may_narrow=bool(settings.narrow_decoder), should_stop=should_stop,
         )  # fmt: skip
         for frames in chunks:
             yield frames.permute(0, 2, 3, 1).cpu()
@@ -251,24 +251,29 @@ class Pipeline:
         shares_map = self.release.shares_map and not settings.is_mended
         config = self.models.require(stage)[1].config
         return self.networks.movq(
-            stage, decoding_need(config, frames, (settings.height, settings.width), shares_map)
-        )[1]  # fmt: skip
+            stage,
+            decoding_need(config, frames, (settings.height, settings.width), shares_map, bool(settings.narrow_decoder)),
+        )[1]
 
     def _decoded(
-        self, stage: str, latents: Tensor, *, shared_map: bool = False, blends: bool = False,
+        self, stage: str, latents: Tensor, *, shared_map: bool = False, blends: bool = False, may_narrow: bool = False,
         should_stop: Callable[[int, int], bool | None] | None = None,
     ) -> Iterator[Tensor]:  # fmt: skip
         """Yield frames ``[k, 3, H, W]`` in 0..1 of one clip's latents, on the device."""
         config = self.models.require(stage)[1].config
         size = tuple(side * config.factor for side in latents.shape[-2:])
-        network, plan = self.networks.movq(stage, decoding_need(config, len(latents), size, shared_map))
+        network, plan = self.networks.movq(stage, decoding_need(config, len(latents), size, shared_map, may_narrow))
+        latents = latents.to(self.device).float()
         if plan.dtype is not torch.float32:
             network = NarrowDecoder(network, plan.dtype, self.device)
+        elif plan.tries:
+            halves = (NarrowDecoder(self.networks.narrow_movq(stage, half), half, self.device) for half in plan.tries)
+            first = latents[: plan.chunk if config.is_video or shared_map else 1]
+            network, self.networks.reports[stage] = choose_decoder(network, halves, first, shared_map)
         overlap = blend_overlap(len(latents), plan.chunk) if blends and config.is_video else 0
         yield from decode_chunks(
-            network, latents.to(self.device).float(), chunk=plan.chunk, shared_map=shared_map, overlap=overlap,
-            should_stop=should_stop,
-        )  # fmt: skip
+            network, latents, chunk=plan.chunk, shared_map=shared_map, overlap=overlap, should_stop=should_stop
+        )
 
     def generate(self, prompt: str, settings: Settings | None = None, **options: Any) -> Clip:
         """Make one clip; arguments and errors as in ``sample``."""

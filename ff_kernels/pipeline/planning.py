@@ -17,6 +17,7 @@ from ..runtime.budget import ENCODE
 from ..runtime.placing import blocks_of
 from ..runtime.plan import Blocks, Budget, Plan, plan_network, size_of
 from ..stages.interpolation import GAP_STAGES
+from .decoder import LEAST_DB, words_of
 from .needs import (
     Batch,
     MovqNeed,
@@ -56,7 +57,7 @@ class StagePlan:
         plan = self.plan
         if isinstance(plan, MovqPlan):
             cells = [plan.weights, 0, plan.activations, plan.peak]
-            how = f"{_frames(plan.chunk)} in {str(plan.dtype).removeprefix('torch.')}"
+            how = f"{_frames(plan.chunk)} in {words_of((*plan.tries, plan.dtype))}"
         else:
             cells = [plan.resident, plan.passing, plan.slots + plan.activations, plan.peak]
             how = "branches together" if plan.is_stacked else "branches in turn"
@@ -70,6 +71,7 @@ class StagePlan:
         plan, notes = self.plan, []
         if isinstance(plan, MovqPlan):
             notes += [plan.changes] if plan.changes else []
+            notes += [f"{words_of(plan.tries)} where a first frame is within {LEAST_DB:.1f} dB"] if plan.tries else []
         else:
             if plan.streamed:
                 notes.append(f"{size_of(plan.passing)} streamed from {_WAITING[plan.waiting]}")
@@ -145,7 +147,8 @@ def _work(
         frames = 4 * gaps + 1
     stage = decoder or release.decoder
     config = pipeline.models.require(stage)[1].config
-    yield "decoding", stage, decoding_need(config, frames, pixels, release.shares_map and not settings.is_mended)
+    shares_map = release.shares_map and not settings.is_mended
+    yield "decoding", stage, decoding_need(config, frames, pixels, shares_map, bool(settings.narrow_decoder))
 
 
 def _plan_of(

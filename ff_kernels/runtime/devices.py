@@ -73,6 +73,18 @@ def computes_in(device: torch.device, dtype: torch.dtype) -> bool:
         return False
 
 
+def quick_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
+    """Return the 16-bit dtypes in which a device multiplies faster than in float32, the more exact one first.
+
+    Of processors only those with matrix units do: with AVX-512 alone convolutions in bfloat16 took 1.8 to 5 times as
+    long as in float32, in float16 13 times; with AMX a seventh.
+    """
+    if device.type == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        return (torch.bfloat16,) if capabilities.get("amx_bf16") else ()
+    return tuple(half for half in (torch.float16, torch.bfloat16) if computes_in(device, half))
+
+
 def held_itemsize(device: torch.device, dtype: torch.dtype) -> int:
     """Return the bytes that a number of an intermediate result takes.
 

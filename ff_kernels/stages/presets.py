@@ -52,20 +52,22 @@ class Preset:
         plan: of the same.
         interpolation_steps: of each interpolation pass.
         interpolation_plan: of the same.
+        narrow_decoder: decode in 16 bit where that is faster and within what files round away.
     """
 
     steps: int | None = None
     plan: Plan = AS_RELEASED
     interpolation_steps: int | None = None
     interpolation_plan: Plan = AS_RELEASED
+    narrow_decoder: bool = False
 
 
 # Six even steps lose a tenth of the variety; most of six where little noise is left lose none, and a little colour.
 # What each costs and keeps is measured by ``fusionframes bench --quality``: bench/README.md.
 PRESETS = {
     RELEASED: Preset(),
-    "balanced": Preset(10, PLANS["dpmpp_2m"], 4, PLANS["ddpm"]),
-    "fast": Preset(6, Plan("dpmpp_2m", "karras", 0.98), 3, PLANS["ddpm"]),
+    "balanced": Preset(10, PLANS["dpmpp_2m"], 4, PLANS["ddpm"], True),
+    "fast": Preset(6, Plan("dpmpp_2m", "karras", 0.98), 3, PLANS["ddpm"], True),
 }
 
 

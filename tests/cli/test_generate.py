@@ -92,7 +92,7 @@ class ArrivedError(Exception):
 
 OPTIONS = """--model M --fps medium --width 72 --height 48 --preset fast --steps 7
 --interpolation-steps 3 --solver ddim --interpolation-solver dpmpp_2m
---guide-between 0.3 5 --guidance 1.5 --image-guidance 2.5
+--decoder-dtype 16-bit --guide-between 0.3 5 --guidance 1.5 --image-guidance 2.5
 --motion extreme --interpolation-guidance 0.3 --keyframes 4 --seed 11 --mend --low-memory --strict --no-graphs
 --dtype bfloat16 --device cpu --negative red --decoder video --vram 2.5 --ram 16 --prompt-cache P --quant int8"""
 
@@ -127,8 +127,9 @@ def test_generate_options_reach_the_model(tmp_path, monkeypatch):
         "prompt_cache": Path("P"), "rounds": True, "loras": [],
         "settings": Settings(
             fps="medium", width=72, height=48, preset="fast", steps=7, interpolation_steps=3, solver="ddim",
-            interpolation_solver="dpmpp_2m", guided=(0.3, 5.0), guidance_scale=1.5, image_guidance=2.5,
-            interpolation_guidance=0.3, motion_score=100, keyframes=4, seed=11, is_mended=True, is_stacked=False,
+            interpolation_solver="dpmpp_2m", guided=(0.3, 5.0), narrow_decoder=True, guidance_scale=1.5,
+            image_guidance=2.5, interpolation_guidance=0.3, motion_score=100, keyframes=4, seed=11, is_mended=True,
+            is_stacked=False,
         ),
     }  # fmt: skip
     assert all(value != getattr(Settings(), name) for name, value in vars(given["settings"]).items()

@@ -174,9 +174,10 @@ def test_cpu_group_norm_mod_is_as_exact_as_the_formula(shape, cyclic):
     check(_group_norm_mod, *modulated(shape, 3, torch.float32, "cpu"), 32, cyclic, True, 1e-5, backend="cpu")
 
 
+@dtypes
 @pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
-def test_cpu_spatial_norm_is_as_exact_as_the_formula(case):
-    check(_spatial_norm_act, *mapped(*case, torch.float32, "cpu"), 32, True, 1e-6, backend="cpu")
+def test_cpu_spatial_norm_is_as_exact_as_the_formula(case, dtype):
+    check(_spatial_norm_act, *mapped(*case, dtype, "cpu"), 32, True, 1e-6, backend="cpu")
 
 
 @pytest.mark.parametrize("backend", ["cpu", "eager"])

@@ -61,6 +61,20 @@ def test_sixteen_bits_are_taken_only_where_the_device_computes_in_them(monkeypat
     assert devices.choose_dtype(SOROBAN) is torch.float32
 
 
+def test_processors_are_faster_in_bfloat16_with_matrix_units_only(monkeypatch):
+    for capabilities, quick in (({"amx_bf16": True}, (torch.bfloat16,)), ({"avx512_bf16": True}, ()), ({}, ())):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=capabilities: known, raising=False)
+        assert devices.quick_dtypes(CPU) == quick
+    # A torch that cannot tell is not asked twice.
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert devices.quick_dtypes(CPU) == ()
+
+
+def test_cards_are_faster_in_the_16_bit_that_they_compute_in(monkeypatch):
+    monkeypatch.setattr(devices, "computes_in", lambda device, dtype: dtype is not torch.bfloat16)
+    assert devices.quick_dtypes(torch.device("cuda")) == (torch.float16,)
+
+
 @pytest.mark.parametrize(("capability", "computes"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
 def test_bfloat16_that_torch_only_imitates_does_not_count(monkeypatch, capability, computes):
     monkeypatch.setattr(torch.version, "hip", None)

@@ -7,7 +7,7 @@ from support.tiny import MOVQ, VIDEO_MOVQ, draw
 from fusionframes.ff_kernels.errors import InputError
 from fusionframes.ff_kernels.models.movq import MoVQ
 from fusionframes.ff_kernels.sampling.samplers import Stopped
-from fusionframes.ff_kernels.stages.decoding import chunk_sizes, decode
+from fusionframes.ff_kernels.stages.decoding import chunk_sizes, decode, frames_at_once
 from fusionframes.ff_kernels.verify.cases import fill_weights
 
 
@@ -52,3 +52,12 @@ def test_decode_overlap_softens_the_seam_of_a_video_decoder():
     whole = decode(movq, latents, chunk=8)
     hard, soft = decode(movq, latents, chunk=4), decode(movq, latents, chunk=4, overlap=2)
     assert (soft[3:5] - whole[3:5]).norm() < (hard[3:5] - whole[3:5]).norm()
+
+
+@pytest.mark.parametrize(
+    ("frames", "side", "looks_around", "expected"),
+    [(65, 64, False, 8), (5, 64, False, 5), (65, 128, False, 2), (65, 512, False, 1), (57, 512, True, 5)],
+    ids=["small", "short", "larger", "large", "temporal"],
+)
+def test_small_frames_that_do_not_look_around_are_decoded_together(frames, side, looks_around, expected):
+    assert frames_at_once(frames, (side, side), looks_around) == expected
