@@ -31,6 +31,7 @@ _UNUSED_TEXT_PREFIXES = ("decoder.block.", "decoder.embed_tokens.", "decoder.fin
 TIED_COPY = "encoder.embed_tokens.weight"
 _TIED = ("shared.weight", TIED_COPY)
 
+UNET_STAGES = ("keyframe", "interpolation", "masked")
 WHERE = {
     ("keyframe", "1.0"): "kandinsky_video.pt of huggingface.co/ai-forever/KandinskyVideo",
     ("interpolation", "1.0"): "kandinsky_video_interpolation.pt of huggingface.co/ai-forever/KandinskyVideo",
@@ -117,6 +118,8 @@ def detect(contents: Contents, overrides: Mapping[str, Any] | None = None) -> Ki
     network, extras = split_tensors(contents)
     shapes = {key: tuple(tensor.shape) for key, tensor in network.items()}
     try:
+        if contents.is_folded:
+            return _folded_kind(contents)
         stage, family = _stage(shapes, any(key.startswith(PROJECTION_PREFIXES) for key in extras))
         kind = Kind(stage, family)
         if stage == "projection":
@@ -138,6 +141,14 @@ def detect(contents: Contents, overrides: Mapping[str, Any] | None = None) -> Ki
             f"expected the weights of a FusionFrames network in '{contents.path}', got {len(shapes)} tensors of which "
             f"an essential one is absent or misshapen ({error!r}): download the file again"
         ) from error
+
+
+def _folded_kind(contents: Contents) -> Kind:
+    """Return what a file of folded layers says it is: their shapes no longer tell."""
+    told = contents.metadata
+    if told["stage"] not in UNET_STAGES or told["family"] not in FAMILIES:
+        raise ValueError(f"folded layers of {told['stage']!r} of release {told['family']!r}")
+    return Kind(told["stage"], told["family"], UNetConfig.from_dict(told["config"]))
 
 
 # Fields that no shape shows; only these may come from metadata or the caller.
