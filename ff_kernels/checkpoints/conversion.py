@@ -78,7 +78,7 @@ def convert(
         raise CheckpointError(f"expected a target that ends in .safetensors, got '{target}': change its suffix")
     contents = read_contents(source)
     kind = detect(contents, overrides)
-    if contents.scales:
+    if contents.scales or contents.packed:
         require_as_released(contents, "a conversion")
     for path, strength in loras:
         contents = merge_lora(contents, read_lora(path), strength)

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import CheckpointError, FusionFramesError
 from ..models.configs import (
     FAMILIES,
+    FLAN_UL2,
     KEYFRAME_V10,
     KEYFRAME_V11,
     MASKED,
@@ -131,6 +132,7 @@ def detect(contents: Contents, overrides: Mapping[str, Any] | None = None) -> Ki
         config = type(config).from_dict({**known, **{k: v for k, v in extra.items() if k in _UNSEEN}})
         if known.get("temporal_variant") == RELEASED_VARIANT and extra.get("temporal_variant") == WINDOWED_VARIANT:
             config = replace(config, temporal_variant=WINDOWED_VARIANT)
+        _refuse_other_encoder(config)
         _check_unseen(config, shapes)
         _check_told(config, extra)
         return replace(kind, config=config)
@@ -149,6 +151,19 @@ def _folded_kind(contents: Contents) -> Kind:
     if told["stage"] not in UNET_STAGES or told["family"] not in FAMILIES:
         raise ValueError(f"folded layers of {told['stage']!r} of release {told['family']!r}")
     return Kind(told["stage"], told["family"], UNetConfig.from_dict(told["config"]))
+
+
+def _refuse_other_encoder(config: UNetConfig | MoVQConfig | TextConfig) -> None:
+    """Refuse a T5 encoder whose contexts are as wide as Flan-UL2's and mean nothing to the networks."""
+    if not isinstance(config, TextConfig) or config.d_model != FLAN_UL2.d_model:
+        return
+    sizes = [(c.num_layers, c.num_heads, c.d_ff) for c in (config, FLAN_UL2)]
+    if sizes[0] != sizes[1]:
+        name = "T5-XXL, which other models read" if sizes[0] == (24, 64, 10240) else "another T5"
+        raise CheckpointError(
+            "expected Flan-UL2 (32 blocks, 16 heads, 16384 inside), got {} ({} blocks, {} heads, {} inside): take "
+            "{}".format(name, *sizes[0], WHERE["text_encoder", ""])
+        )
 
 
 # Fields that no shape shows; only these may come from metadata or the caller.

@@ -110,6 +110,7 @@ def load_contents(
     network, tensors, extras = check_contents(contents, kind, is_as_released=False)
     if network is not None:
         wide = widened(tensors, contents.scales, dtype or torch.float32)
+        wide = _unpacked(wide, contents, contents.packed.keys(), dtype)
         _fill(network, cast_tensors(wide, device, dtype))
         if parity == "fast":
             use_winograd(network, OWN) if contents.is_folded else fold(network)
@@ -120,6 +121,14 @@ def load_contents(
         None if null is None else null.reshape(-1).to(device=device, dtype=dtype or null.dtype),
         _projection(contents, extras, device, dtype),
     )
+
+
+def _unpacked(
+    tensors: dict[str, Tensor], contents: Contents, names: Collection[str], dtype: torch.dtype | None
+) -> dict[str, Tensor]:  # fmt: skip
+    """Return tensors with the named ones widened out of their blocks, one that has two names once."""
+    made = {id(contents.tensors[name]): contents.packed[name].wide(dtype or torch.float32) for name in names}
+    return {key: made.get(id(tensor), tensor) for key, tensor in tensors.items()}
 
 
 def _require_parity(contents: Contents, parity: Parity) -> None:
@@ -175,6 +184,8 @@ def load_as_stored(
     # A stranger's file may have rounded more than passes through the buffers that widen.
     loose = {key: scale for key, scale in contents.scales.items() if key.removesuffix(".weight") not in packed}
     tensors = widened(tensors, loose, target.dtype or torch.float32)
+    passing = {f"{name}.weight" for name in (layers_to_round(network) if contents.packed else ())}
+    tensors = _unpacked(tensors, contents, contents.packed.keys() - passing, target.dtype)
     slices = slices_beside(contents.path)
     by_tensor = {
         id(tensor): None if name in contents.changed else slices.get(name) for name, tensor in contents.tensors.items()
@@ -188,7 +199,7 @@ def load_as_stored(
         source = by_tensor.get(id(tensors[name]))
         if source is not None and value.dtype is torch.int8:
             source = RoundedSlice(source, contents.scales[name])
-        known[id(value)] = value, source
+        known[id(value)] = value, contents.packed.get(name, source) if value.is_meta else source
     if parity == "fast" and not contents.scales:
         use_winograd(network, target) if contents.is_folded else fold(network, target)
     return network, lambda parameter: known.get(id(parameter), (None, None))[1]

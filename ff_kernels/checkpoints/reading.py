@@ -16,10 +16,12 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..models.configs import LatentSpace
+from .gguf_file import SUFFIX as GGUF_SUFFIX
+from .gguf_file import PackedWeight, formats_of, read_gguf
 from .packing import MARKER, set_apart, table_of
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
+SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors", GGUF_SUFFIX)
 INDEX_SUFFIX = ".index.json"
 METADATA_KEY = "fusionframes"
 # The tensor in which a text encoder that ComfyUI saved carries its tokenizer, as bytes.
@@ -43,6 +45,7 @@ class Contents:
         tokenizer: bytes of a SentencePiece model that lies inside, or None.
         changed: names of tensors that are no longer what the file holds.
         scales: name of every weight that lies in 8 bit to what multiplies it.
+        packed: name of every tensor that lies in blocks of a GGUF file, and on the meta device here, to its source.
     """
 
     path: Path
@@ -51,6 +54,7 @@ class Contents:
     tokenizer: bytes | None = None
     changed: frozenset[str] = frozenset()
     scales: Mapping[str, Tensor] = field(default_factory=dict)
+    packed: Mapping[str, PackedWeight] = field(default_factory=dict)
 
     @property
     def is_folded(self) -> bool:
@@ -61,6 +65,7 @@ class Contents:
     def form(self) -> str:
         """What became of the layers, in words; empty for a file as released."""
         forms = ["folded layers"] * self.is_folded + [f"{len(self.scales)} layers in 8 bit"] * bool(self.scales)
+        forms += [f"{len(self.packed)} tensors in {formats_of(self.packed)}"] * bool(self.packed)
         return " and ".join(forms)
 
 
@@ -112,6 +117,9 @@ def _read(path: Path, part: str | None = None) -> Contents:
     try:
         if path.suffix.lower() == ".safetensors":
             return _read_safetensors(path, part)
+        if path.suffix.lower() == GGUF_SUFFIX:
+            tensors, packed = read_gguf(path)
+            return Contents(path, tensors, {}, packed=packed)
         return Contents(path, _flatten(path, _unpickle(path)), {})
     except CheckpointError:
         raise

@@ -47,6 +47,7 @@ def add_info(commands: Any) -> None:
     parser.add_argument("--plan", type=Path, metavar="FOLDER", help=what)
     shared.add_budget(parser)
     shared.add_quant(parser)
+    shared.add_text_encoder(parser)
     for side in ("--width", "--height"):
         parser.add_argument(side, type=int, help="pixels, with --plan (default 512)")
     shared.add_overrides(parser)
@@ -107,11 +108,14 @@ def run_info(options: argparse.Namespace) -> int:
     kind = detect(contents, shared.overrides(options))
     network, extras = split_tensors(contents)
     tensors = list({id(tensor): tensor for tensor in (*network.values(), *extras.values())}.values())
+    formats = {id(contents.tensors[name]): weight.format for name, weight in contents.packed.items()}
     dtypes: dict[str, int] = {}
     for tensor in tensors:
-        name = str(tensor.dtype).removeprefix("torch.")
+        name = formats.get(id(tensor), str(tensor.dtype).removeprefix("torch."))
         dtypes[name] = dtypes.get(name, 0) + tensor.numel()
-    size = sum(tensor.nbytes for tensor in (*tensors, *contents.scales.values()))
+    blocks = [weight.raw for weight in contents.packed.values()]
+    stored = (*(tensor for tensor in tensors if not tensor.is_meta), *blocks, *contents.scales.values())
+    size = sum(tensor.nbytes for tensor in stored)
     print(f"file        {contents.path}")
     print(f"what        {kind.title}")
     print(f"released as {kind.where}")
@@ -140,7 +144,7 @@ def _print_plan(options: argparse.Namespace) -> int:
         raise InputError("info --plan expected the memory of a card that is not here, got none: give --vram")
     pipeline = Pipeline.from_folder(
         options.plan, device=device.device, dtype=device.dtype, budget=Budget(options.vram, options.ram),
-        rounds=options.quant == "int8",
+        rounds=options.quant == "int8", text_encoder=options.text_encoder,
     )  # fmt: skip
     highest = "high" if pipeline.gap_stage in pipeline.models.files else "low"
     settings = pipeline.resolve(Settings(fps=highest, width=options.width, height=options.height))

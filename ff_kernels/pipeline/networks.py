@@ -205,7 +205,7 @@ class Networks:
             contents, kind = self.models.require(stage)
             target = self.target(stage)
             network, source_of = load_as_stored(contents, kind, target=target, parity=self.parity)
-            if self.rounds and not contents.scales:
+            if self.rounds and not contents.scales and not contents.packed:
                 self.reports[stage] = round_weights(network)
             self.loaded[stage] = _Held(kind, network, target.dtype, blocks_of(network, target.dtype), source_of)
         return self.loaded[stage]

@@ -55,7 +55,10 @@ def _widened(place: Place, dtype: torch.dtype) -> Place:
 
 
 def _read_anew(place: Place, source_of: SourceOf | None) -> Place:
-    """Return a place that is filled from the file where its values lie in one."""
+    """Return a place that is filled from the file where its values lie in one.
+
+    The values of a network's parameter may lie nowhere else: those of packed files are on the meta device.
+    """
     parameter = getattr(place.module, place.name)
     if isinstance(place.source, Rounded) and parameter.dtype is not torch.int8:
         return place
@@ -65,14 +68,14 @@ def _read_anew(place: Place, source_of: SourceOf | None) -> Place:
 
 def _held(place: Place, hold: Hold) -> Place:
     """Return a place whose values wait ready to be copied, in the dtype that is wanted."""
-    if not isinstance(place.source, Kept):
+    if isinstance(place.source, Rounded):
         return replace(place, source=place.source.moved(torch.device("cpu"), hold))
-    return replace(place, source=Kept(hold(place.source.tensor.to(place.dtype))))
+    return replace(place, source=Kept(hold(place.brought(torch.device("cpu")).data)))
 
 
 def _on_device(place: Place, device: torch.device) -> Place:
     """Return a place whose values wait on the device that they are wanted on."""
-    if not isinstance(place.source, Kept):
+    if isinstance(place.source, Rounded):
         return replace(place, source=place.source.moved(device))
     return replace(place, source=Kept(place.brought(device).data))
 
@@ -148,7 +151,10 @@ def place(
             left in main memory.
         hold: memory for weights that wait in main memory; default: they stay where they are.
     """
-    places = _places(network, dtype)
+    places = {
+        key: _read_anew(one, source_of) if getattr(one.module, one.name).is_meta else one
+        for key, one in _places(network, dtype).items()
+    }
     visited, blocks, rest = _parted(network, places)
     modules = network.step_blocks()
     through = sorted({*plan.streamed, *plan.widened})
