@@ -21,7 +21,7 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
 
 def add_quant(parser: argparse.ArgumentParser) -> None:
     """Add in which form weights are kept."""
-    what = "keep weights of U-Nets and text encoder in 8 bit: half the memory and copies, rounded pictures"
+    what = "keep weights of U-Nets in 8 bit: half the memory and copies, slightly other pictures"
     parser.add_argument("--quant", choices=("none", "int8"), default="none", help=what)
 
 

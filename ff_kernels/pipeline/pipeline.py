@@ -52,7 +52,7 @@ class Pipeline:
         defaults: settings to start from where the caller's are None.
         loras: files with their strengths, merged into the U-Nets that they were made for.
         budget: what the networks may use of the device and of main memory; default: what is free.
-        rounds: keep weights of U-Nets and text encoder in 8 bit, but where it shows (``ops.rounding``).
+        rounds: keep weights of U-Nets in 8 bit, but where it shows (``ops.rounding``).
         prompt_cache: folder in which encoded prompts are kept and looked for; None keeps none.
     """
 

@@ -157,7 +157,7 @@ def _plan_of(
         return plan_movq(kind.config, what, limits, pipeline.device, pipeline.dtype)
     contents, networks = pipeline.models.require(stage)[0], pipeline.networks
     packed = frozenset(contents.scales)
-    rounds = networks.rounds and not packed and not contents.packed
+    rounds = networks.rounds_file(contents, kind)
     network, blocks = _sizes(kind, kind.config, target, networks.parity, rounds, contents.is_folded, packed)
     if what is None:
         need: Need = text_need(kind.config, 1, target.dtype)

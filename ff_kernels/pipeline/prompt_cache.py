@@ -24,6 +24,7 @@ from ..files import atomic_path
 SAMPLE_BYTES, SAMPLES = 4096, 256
 # Entries in the folder at the most; the oldest go first.
 MAX_ENTRIES = 500
+# 1 had contexts of encoders that a run had rounded to 8 bit under the key of those that it had not.
 _FORMAT = "2"
 
 
@@ -62,11 +63,10 @@ class PromptCache:
         folder: made when the first entry is written; where that fails, which is said once, nothing is kept.
         models: the files whose text encoder and projection make the contexts.
         device: where they are made: devices round differently.
-        rounds: whether the text encoder is rounded to 8 bit.
     """
 
-    def __init__(self, folder: Path, models: ModelFiles, device: torch.device, rounds: bool = False) -> None:
-        self.folder, self._models, self._device, self._rounds = folder, models, device.type, rounds
+    def __init__(self, folder: Path, models: ModelFiles, device: torch.device) -> None:
+        self.folder, self._models, self._device = folder, models, device.type
         self._print: str | None = None
         self._is_refused = False
 
@@ -95,14 +95,7 @@ class PromptCache:
             stage = "projection" if "projection" in self._models.files else "keyframe"
             projection = load_projection(self._models.require(stage)[0])
             self._print = fingerprint(self._models.paths("text_encoder"), list(projection.parameters()))
-        told = [
-            _FORMAT,
-            self._print,
-            self._device,
-            "int8" if self._rounds else "wide",
-            *map(str, dtypes),
-            *map(str, ids.shape),
-        ]
+        told = [_FORMAT, self._print, self._device, *map(str, dtypes), *map(str, ids.shape)]
         digest = hashlib.sha256(" ".join(told).encode())
         for part in (ids, mask):
             digest.update(part.cpu().long().numpy().tobytes())

@@ -26,7 +26,7 @@ class Prompts:
 
     def __init__(self, networks: Networks, cache: Path | None = None) -> None:
         self.networks = networks
-        self.cache = None if cache is None else PromptCache(cache, networks.models, networks.device, networks.rounds)
+        self.cache = None if cache is None else PromptCache(cache, networks.models, networks.device)
         self._tokenizer: Tokenizer | None = None
 
     @torch.inference_mode()
