@@ -27,7 +27,7 @@ DOORS = {
     "stages": "errors models sampling",
     "checkpoints": "errors files models ops",
     "verify": "checkpoints errors models ops sampling stages",
-    "pipeline": "checkpoints errors files media models runtime sampling stages",
+    "pipeline": "checkpoints errors files media models ops runtime sampling stages",
     "bench": "checkpoints demo errors files metrics models ops pipeline runtime sampling stages training",
     "training": "checkpoints errors files media models pipeline runtime sampling stages",
     "demo": "checkpoints errors files media metrics models pipeline sampling stages training",

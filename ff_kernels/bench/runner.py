@@ -116,13 +116,13 @@ def measure(workload: Workload, repeats: int = REPEATS, *, uses_graphs: bool = T
     if workload.is_full_size:
         # Handles and workspaces of the libraries are made in the first product, which is no part of the work.
         prepare(workload, ours, inputs)
-    conditions, prepare_seconds = _timed(lambda: prepare(workload, ours, inputs), device)
+    conditions, prepare_seconds = timed(lambda: prepare(workload, ours, inputs), device)
     reference = reference_call(workload, make_network(workload, device), inputs, precision)
     launched = our_call(workload, ours, inputs, conditions)
     difference = _compare(workload, launched(), reference())
     if workload.is_full_size:
         # Memory that a graph holds is its own, so that the peak of a replay would read as nothing.
-        peaks = [_peak_on(call, device) for call in (launched, reference)]
+        peaks = [peak_on(call, device) for call in (launched, reference)]
     graphs = Graphs(CudaCapture(device)) if uses_graphs and device.type == "cuda" else None
     calls = (our_call(workload, ours, inputs, conditions, graphs), reference)
     if graphs is not None:
@@ -130,7 +130,7 @@ def measure(workload: Workload, repeats: int = REPEATS, *, uses_graphs: bool = T
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for call, taken in zip(calls, times, strict=True):
-            taken.append(_timed(call, device)[1])
+            taken.append(timed(call, device)[1])
     medians = [statistics.median(taken) for taken in times]
     return Result(
         workload.name, *medians, medians[1] / medians[0], *(None if peak is None else peak / 1e6 for peak in peaks),
@@ -151,7 +151,8 @@ def _compare(workload: Workload, ours: Tensor, reference: Tensor) -> float:
     return difference
 
 
-def _timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+def timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """Return the result of a call and the seconds until the device has done it."""
     synchronize(device)
     start = time.perf_counter()
     out = call()
@@ -163,7 +164,8 @@ def _peaks_on_cpu(workload: Workload) -> list[int | None]:
     return [peak_on_cpu(workload, is_ours, torch.get_num_threads()) for is_ours in (True, False)]
 
 
-def _peak_on(call: Callable[[], Tensor], device: torch.device) -> int | None:
+def peak_on(call: Callable[[], Tensor], device: torch.device) -> int | None:
+    """Return the bytes that a call takes on a card beyond what is there; None where nobody counts."""
     synchronize(device)
     restart_peak(device)
     before = allocated_bytes(device)

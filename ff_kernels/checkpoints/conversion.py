@@ -6,25 +6,39 @@ import mmap
 import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..files import atomic_path
-from .detection import TIED_COPY, Kind, detect
-from .loading import check_contents
+from ..ops.rounding import SCALE, Report, judged, layers_to_round, rounded
+from .detection import TIED_COPY, UNET_STAGES, Kind, detect
+from .folding import Target
+from .loading import check_contents, load_as_stored, tensors_of
 from .lora import merge_lora, read_lora
-from .reading import LATENTS_KEY, METADATA_KEY, read_contents
+from .packing import MARKER, marker_of
+from .reading import (
+    FOLDED_KEY,
+    LATENTS_KEY,
+    LEFT_KEY,
+    METADATA_KEY,
+    Contents,
+    pack_metadata,
+    read_contents,
+    require_as_released,
+)
 
 SLICE_BYTES = 32 * 2**20
 # Linux 5.4 and later; Python's mmap module does not name it.
 MADV_PAGEOUT = 21
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64",
-          torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL", torch.uint8: "U8"}  # fmt: skip
+          torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL", torch.uint8: "U8",
+          torch.int8: "I8"}  # fmt: skip
 
 
 def convert(
@@ -34,6 +48,8 @@ def convert(
     dtype: torch.dtype | None = None,
     overrides: Mapping[str, Any] | None = None,
     loras: Sequence[tuple[str | Path, float]] = (),
+    folds: bool = False,
+    rounding: Report | None = None,
 ) -> Kind:
     """Write ``source`` as one safetensors file with its configuration in the metadata.
 
@@ -46,12 +62,15 @@ def convert(
         dtype: dtype of the floating tensors; default as stored. The null embedding stays as stored.
         overrides: configuration that shapes cannot tell.
         loras: files with their strengths to merge into a U-Net's weights.
+        folds: fold the layers of a U-Net (``folding.fold``), which holds what is folded in memory.
+        rounding: round the large layers of a U-Net or text encoder to 8 bit and fill this with what that did.
 
     Returns:
         What the file is.
 
     Raises:
-        CheckpointError: if the source is not complete weights of FusionFrames, or the target has another suffix.
+        CheckpointError: if the source is not complete weights of FusionFrames, or is in 8 bit already, or cannot be
+            folded or rounded, or the target has another suffix.
         OutputError: if the target cannot be written.
     """
     target = Path(target)
@@ -59,11 +78,71 @@ def convert(
         raise CheckpointError(f"expected a target that ends in .safetensors, got '{target}': change its suffix")
     contents = read_contents(source)
     kind = detect(contents, overrides)
+    if contents.scales or contents.packed:
+        require_as_released(contents, "a conversion")
     for path, strength in loras:
         contents = merge_lora(contents, read_lora(path), strength)
-    _, network, extras = check_contents(contents, kind)
-    write_checkpoint(target, kind, {**network, **extras}, dtype, contents.metadata.get(LATENTS_KEY))
+    _, tensors, extras = check_contents(contents, kind, is_as_released=False)
+    notes = {LATENTS_KEY: contents.metadata.get(LATENTS_KEY)}
+    if folds or contents.is_folded or rounding is not None:
+        network = _network(contents, kind, dtype, folds)
+        notes[FOLDED_KEY] = folds or contents.is_folded
+        tensors = tensors_of(network)
+        if rounding is not None:
+            tensors.update(_rounded(network, rounding))
+            notes[LEFT_KEY] = rounding.left
+    _write(target, kind, {**tensors, **extras}, dtype, notes)
     return kind
+
+
+def _network(contents: Contents, kind: Kind, dtype: torch.dtype | None, folds: bool) -> nn.Module:
+    if folds and kind.stage not in UNET_STAGES:
+        raise CheckpointError(
+            f"expected a U-Net to fold in '{contents.path}', got {kind.title}: a MoVQ is folded when it is loaded, for "
+            "the device it runs on, and the others have nothing to fold"
+        )
+    if kind.stage not in (*UNET_STAGES, "text_encoder"):
+        raise CheckpointError(
+            f"expected a U-Net or a text encoder to round to 8 bit in '{contents.path}', got {kind.title}: leave it in "
+            "16 bit, it is small"
+        )
+    target = Target(torch.device("cpu"), dtype, is_portable=True)
+    return load_as_stored(contents, kind, target=target, parity="fast" if folds or contents.is_folded else "strict")[0]
+
+
+@dataclass(frozen=True)
+class _ToRound:
+    """A weight that is rounded to 8 bit anew when it is written: a text encoder in 8 bit need not fit into memory."""
+
+    layer: nn.Module
+    weight: Tensor
+    dtype = torch.int8
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.weight.shape
+
+    def made(self) -> Tensor:
+        data = rounded(self.layer, self.weight, torch.float32).data
+        _release(self.weight)
+        return data
+
+
+def _rounded(network: nn.Module, report: Report) -> dict[str, Tensor | _ToRound]:
+    """Return what takes the place of weights that are rounded, and what a file holds beside them."""
+    found: dict[str, Tensor | _ToRound] = {}
+    for name, layer in layers_to_round(network).items():
+        weight = layer.weight.detach()
+        kept, loss = judged(layer, weight)
+        _release(weight)
+        if kept is None:
+            report.left.append(name)
+            continue
+        report.layers[name] = loss
+        found[f"{name}.weight"] = _ToRound(layer, weight)
+        found[f"{name}.{SCALE}"] = kept.scale
+        found[f"{name}.{MARKER}"] = pack_metadata(marker_of(layer))
+    return found
 
 
 def write_checkpoint(
@@ -74,23 +153,33 @@ def write_checkpoint(
     latents: Mapping[str, Any] | None = None,
 ) -> None:
     """Write tensors with the metadata of their kind and, if given, of their ``LatentSpace``; see ``convert``."""
+    _write(target, kind, tensors, dtype, {LATENTS_KEY: dict(latents or {})})
+
+
+def _write(
+    target: Path,
+    kind: Kind,
+    tensors: Mapping[str, Tensor | _ToRound],
+    dtype: torch.dtype | None,
+    notes: Mapping[str, Any],
+) -> None:
     # The tied embedding would be stored twice; reading fills the second name in.
     tensors = {key: tensor for key, tensor in tensors.items() if key != TIED_COPY}
     plan = {key: _target_dtype(key, tensor, dtype) for key, tensor in tensors.items()}
     # Widest first, as safetensors itself writes, so that every tensor lies at a multiple of its item size.
     tensors = {key: tensors[key] for key in sorted(tensors, key=lambda key: -plan[key].itemsize)}
     metadata = {"family": kind.family, "stage": kind.stage, "config": kind.config.to_dict() if kind.config else {}}
-    if latents:
-        metadata[LATENTS_KEY] = dict(latents)
+    metadata.update({key: note for key, note in notes.items() if note})
     with atomic_path(target) as path, path.open("wb") as file:
         _write_header(file, tensors, plan, metadata)
         for key, tensor in tensors.items():
-            for part in _slices(tensor, plan[key]):
+            for part in _slices(tensor.made() if isinstance(tensor, _ToRound) else tensor, plan[key]):
                 file.write(part)
 
 
-def _target_dtype(key: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    keeps = dtype is None or not tensor.is_floating_point() or key == "null_embedding"
+def _target_dtype(key: str, tensor: Tensor | _ToRound, dtype: torch.dtype | None) -> torch.dtype:
+    is_exact = not tensor.dtype.is_floating_point or key == "null_embedding" or key.endswith(f".{SCALE}")
+    keeps = dtype is None or is_exact
     wanted = tensor.dtype if keeps else dtype
     if wanted not in _NAMES:
         raise CheckpointError(f"expected tensors of a plain dtype, got {wanted} in '{key}': convert with a dtype")
@@ -98,12 +187,15 @@ def _target_dtype(key: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.
 
 
 def _write_header(
-    file: BinaryIO, tensors: Mapping[str, Tensor], plan: Mapping[str, torch.dtype], metadata: Mapping[str, Any]
+    file: BinaryIO,
+    tensors: Mapping[str, Tensor | _ToRound],
+    plan: Mapping[str, torch.dtype],
+    metadata: Mapping[str, Any],
 ) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt", METADATA_KEY: json.dumps(metadata)}}
     offset = 0
     for key, tensor in tensors.items():
-        size = tensor.numel() * plan[key].itemsize
+        size = tensor.shape.numel() * plan[key].itemsize
         header[key] = {"dtype": _NAMES[plan[key]], "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header).encode()

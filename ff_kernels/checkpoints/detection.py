@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import CheckpointError, FusionFramesError
 from ..models.configs import (
     FAMILIES,
+    FLAN_UL2,
     KEYFRAME_V10,
     KEYFRAME_V11,
     MASKED,
@@ -31,6 +32,7 @@ _UNUSED_TEXT_PREFIXES = ("decoder.block.", "decoder.embed_tokens.", "decoder.fin
 TIED_COPY = "encoder.embed_tokens.weight"
 _TIED = ("shared.weight", TIED_COPY)
 
+UNET_STAGES = ("keyframe", "interpolation", "masked")
 WHERE = {
     ("keyframe", "1.0"): "kandinsky_video.pt of huggingface.co/ai-forever/KandinskyVideo",
     ("interpolation", "1.0"): "kandinsky_video_interpolation.pt of huggingface.co/ai-forever/KandinskyVideo",
@@ -117,6 +119,8 @@ def detect(contents: Contents, overrides: Mapping[str, Any] | None = None) -> Ki
     network, extras = split_tensors(contents)
     shapes = {key: tuple(tensor.shape) for key, tensor in network.items()}
     try:
+        if contents.is_folded:
+            return _folded_kind(contents)
         stage, family = _stage(shapes, any(key.startswith(PROJECTION_PREFIXES) for key in extras))
         kind = Kind(stage, family)
         if stage == "projection":
@@ -128,6 +132,7 @@ def detect(contents: Contents, overrides: Mapping[str, Any] | None = None) -> Ki
         config = type(config).from_dict({**known, **{k: v for k, v in extra.items() if k in _UNSEEN}})
         if known.get("temporal_variant") == RELEASED_VARIANT and extra.get("temporal_variant") == WINDOWED_VARIANT:
             config = replace(config, temporal_variant=WINDOWED_VARIANT)
+        _refuse_other_encoder(config)
         _check_unseen(config, shapes)
         _check_told(config, extra)
         return replace(kind, config=config)
@@ -138,6 +143,27 @@ def detect(contents: Contents, overrides: Mapping[str, Any] | None = None) -> Ki
             f"expected the weights of a FusionFrames network in '{contents.path}', got {len(shapes)} tensors of which "
             f"an essential one is absent or misshapen ({error!r}): download the file again"
         ) from error
+
+
+def _folded_kind(contents: Contents) -> Kind:
+    """Return what a file of folded layers says it is: their shapes no longer tell."""
+    told = contents.metadata
+    if told["stage"] not in UNET_STAGES or told["family"] not in FAMILIES:
+        raise ValueError(f"folded layers of {told['stage']!r} of release {told['family']!r}")
+    return Kind(told["stage"], told["family"], UNetConfig.from_dict(told["config"]))
+
+
+def _refuse_other_encoder(config: UNetConfig | MoVQConfig | TextConfig) -> None:
+    """Refuse a T5 encoder whose contexts are as wide as Flan-UL2's and mean nothing to the networks."""
+    if not isinstance(config, TextConfig) or config.d_model != FLAN_UL2.d_model:
+        return
+    sizes = [(c.num_layers, c.num_heads, c.d_ff) for c in (config, FLAN_UL2)]
+    if sizes[0] != sizes[1]:
+        name = "T5-XXL, which other models read" if sizes[0] == (24, 64, 10240) else "another T5"
+        raise CheckpointError(
+            "expected Flan-UL2 (32 blocks, 16 heads, 16384 inside), got {} ({} blocks, {} heads, {} inside): take "
+            "{}".format(name, *sizes[0], WHERE["text_encoder", ""])
+        )
 
 
 # Fields that no shape shows; only these may come from metadata or the caller.

@@ -21,8 +21,9 @@ DIGITS = 16
 def weights_fingerprint(contents: Contents) -> str:
     """Return 16 hex digits over names, dtypes, shapes, metadata and three pieces of every tensor."""
     digest = hashlib.sha256(repr(sorted(contents.metadata.items())).encode())
-    for name in sorted(contents.tensors):
-        tensor = contents.tensors[name]
+    scales = {f"{name} scale": scale for name, scale in contents.scales.items()}
+    raw = {name: weight.raw for name, weight in contents.packed.items()}
+    for name, tensor in sorted({**contents.tensors, **scales, **raw}.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         for piece in _pieces(tensor):
             digest.update(piece)

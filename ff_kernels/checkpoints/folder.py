@@ -63,13 +63,26 @@ def _candidates(folder: Path) -> list[Path]:
     return found
 
 
-def find_models(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> ModelFiles:
+def _text_encoder(path: str | Path, overrides: Mapping[str, Any] | None) -> tuple[Contents, Kind]:
+    contents = read_contents(path)
+    kind = detect(contents, overrides)
+    if kind.stage != "text_encoder":
+        raise CheckpointError(
+            f"expected {NAMES['text_encoder']} in '{path}', got {kind.title}: take {places('text_encoder')}"
+        )
+    return contents, kind
+
+
+def find_models(
+    folder: str | Path, overrides: Mapping[str, Any] | None = None, *, text_encoder: str | Path | None = None
+) -> ModelFiles:
     """Open every weights file of a folder and sort them by what they are.
 
     Args:
         folder: holds a keyframe U-Net, a MoVQ, a text encoder with ``spiece.model`` and, for more than the lowest
             frame rate, an interpolation U-Net; names do not matter, subfolders are looked into once, LoRAs passed over.
         overrides: configuration that shapes cannot tell, such as ``head_dim``.
+        text_encoder: its file, in place of one that the folder may hold.
 
     Raises:
         InputError: if the folder does not exist.
@@ -80,11 +93,15 @@ def find_models(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
     if not folder.is_dir():
         raise InputError(f"expected a folder of model weights, found no folder at '{folder}': check it", "folder")
     files: dict[str, tuple[Contents, Kind]] = {}
+    if text_encoder is not None:
+        files["text_encoder"] = _text_encoder(text_encoder, overrides)
     for path in _candidates(folder):
         contents = read_contents(path)
         if is_lora(contents.tensors):
             continue
         kind = detect(contents, overrides)
+        if kind.stage == "text_encoder" and text_encoder is not None:
+            continue
         if kind.stage in files:
             raise CheckpointError(
                 f"expected one file with {NAMES[kind.stage]} in '{folder}', got '{files[kind.stage][0].path.name}' and "

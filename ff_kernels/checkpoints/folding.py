@@ -51,10 +51,14 @@ def require_parity(parity: str) -> None:
 
 @dataclass(frozen=True)
 class Target:
-    """Where and in which dtype a folded layer will run; None: where and in which its weights are."""
+    """Where and in which dtype a folded layer will run; None: where and in which its weights are.
+
+    ``is_portable`` leaves out the forms of layers that pay on one kind of device only.
+    """
 
     device: torch.device | None = None
     dtype: torch.dtype | None = None
+    is_portable: bool = False
 
     def like(self, weight: Tensor) -> Tensor:
         """Return what a folded weight has the dtype of: it stays beside the weight that it replaces."""
@@ -66,7 +70,7 @@ class Target:
         That is so on processors, in float32, and where the multiplications outweigh the passes that prepare them: from
         128 channels on whatever the size of the maps (1.0 to 1.45 times; narrower ones gain only on large maps).
         """
-        if type(layer) is not nn.Conv2d or (layer.kernel_size, layer.stride) != ((3, 3), (1, 1)):
+        if self.is_portable or type(layer) is not nn.Conv2d or (layer.kernel_size, layer.stride) != ((3, 3), (1, 1)):
             return False
         device, dtype = self.device or layer.weight.device, self.dtype or layer.weight.dtype
         is_single = device.type == "cpu" and dtype in _WINOGRAD_DTYPES
@@ -100,7 +104,7 @@ def fold(network: nn.Module, target: Target = OWN) -> nn.Module:
             pays = target.pays_with_winograd(module.conv)
             module.doubled = NearestConv(module.conv, target) if pays else _nearest_then_conv(module.conv, target)
             module.conv = nn.Identity()
-    _use_winograd(network, target)
+    use_winograd(network, target)
     return network.requires_grad_(False)
 
 
@@ -224,7 +228,8 @@ class NearestConv(nn.Module):
         return nearest_conv(x, self.kernels, self.bias)
 
 
-def _use_winograd(network: nn.Module, target: Target) -> None:
+def use_winograd(network: nn.Module, target: Target) -> None:
+    """Put the 3x3 convolutions that pay with it into the form of ``WinogradConv``: the last of the folds."""
     for module in list(network.modules()):
         for name, layer in list(module.named_children()):
             if target.pays_with_winograd(layer):

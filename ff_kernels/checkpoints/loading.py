@@ -1,7 +1,7 @@
 """Files to networks: strict, without a second copy in memory, in the dtype and on the device asked for."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from ..models.configs import MoVQConfig, TextConfig, UNetConfig
 from ..models.movq import MoVQ
 from ..models.text_encoder import TextEncoder, TextProjection
 from ..models.unets import UNETS
+from ..ops.rounding import layers_to_round, round_weights, set_rounded
 from .detection import NAMES, NULL_KEY, Kind, detect, places, split_tensors
-from .folding import Parity, Target, fold, require_parity
-from .reading import Contents, read_contents
-from .slices import FileSlice, slices_beside
+from .folding import OWN, Parity, Target, fold, require_parity, use_winograd
+from .packing import widened
+from .reading import Contents, read_contents, require_as_released
+from .slices import FileSlice, RoundedSlice, slices_beside
 
 # The projections of both releases under the names their files use; the first one found is the prompt's.
 PROJECTION_NAMES = ("projections.t5", "projection_base", "projection")
@@ -51,6 +53,29 @@ def build_network(kind: Kind, **options: Any) -> nn.Module:
     raise CheckpointError(f"expected a network, got {kind.title}: projections belong to a text encoder")
 
 
+def bare_network(
+    kind: Kind, *, target: Target = OWN, parity: Parity = "strict", is_folded: bool = False,
+    packed: Collection[str] = (),
+) -> nn.Module:  # fmt: skip
+    """Build a network without weights in the form in which ``load_as_stored`` gives it.
+
+    Args:
+        kind: what it is.
+        target: see ``load_as_stored``.
+        parity: see ``load``.
+        is_folded: whether the layers of its file are folded.
+        packed: names of the weights that lie in 8 bit in its file.
+    """
+    network = build_network(kind, device="meta")
+    if is_folded:
+        fold(network, replace(target, is_portable=True))
+    if packed:
+        round_weights(network, packed)
+    if parity == "fast" and not packed:
+        use_winograd(network, target) if is_folded else fold(network, target)
+    return network.requires_grad_(False)
+
+
 def load(
     path: str | Path, *, stage: str | None = None, device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None, overrides: Mapping[str, Any] | None = None, parity: Parity = "strict",
@@ -79,15 +104,16 @@ def load_contents(
     contents: Contents, kind: Kind, *, stage: str | None = None, device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None, parity: Parity = "strict",
 ) -> Loaded:  # fmt: skip
-    """Load an opened file whose kind is known; see ``load``."""
-    require_parity(parity)
+    """Load an opened file whose kind is known; see ``load``. Weights in 8 bit are widened."""
+    _require_parity(contents, parity)
     _require_stage(contents, kind, stage)
-    network, tensors, extras = check_contents(contents, kind)
+    network, tensors, extras = check_contents(contents, kind, is_as_released=False)
     if network is not None:
-        network.load_state_dict(cast_tensors(tensors, device, dtype), assign=True)
-        network.eval().requires_grad_(False)
+        wide = widened(tensors, contents.scales, dtype or torch.float32)
+        wide = _unpacked(wide, contents, contents.packed.keys(), dtype)
+        _fill(network, cast_tensors(wide, device, dtype))
         if parity == "fast":
-            fold(network)
+            use_winograd(network, OWN) if contents.is_folded else fold(network)
     null = extras.get(NULL_KEY)
     return Loaded(
         kind,
@@ -97,6 +123,39 @@ def load_contents(
     )
 
 
+def _unpacked(
+    tensors: dict[str, Tensor], contents: Contents, names: Collection[str], dtype: torch.dtype | None
+) -> dict[str, Tensor]:  # fmt: skip
+    """Return tensors with the named ones widened out of their blocks, one that has two names once."""
+    made = {id(contents.tensors[name]): contents.packed[name].wide(dtype or torch.float32) for name in names}
+    return {key: made.get(id(tensor), tensor) for key, tensor in tensors.items()}
+
+
+def _require_parity(contents: Contents, parity: Parity) -> None:
+    require_parity(parity)
+    if parity == "strict" and contents.is_folded:
+        require_as_released(contents, "a run of them as released, or training")
+
+
+def _fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network without weights its tensors, in the order in memory that folding gives them."""
+    network.requires_grad_(False)
+    laid = dict(tensors)
+    for name, parameter in network.named_parameters():
+        if parameter.ndim == 4 and not parameter.is_contiguous():
+            laid[name] = laid[name].contiguous(memory_format=torch.channels_last)
+    for name in tensors_of(network).keys() - network.state_dict().keys():
+        layer, _, buffer = name.rpartition(".")
+        setattr(network.get_submodule(layer), buffer, laid.pop(name))
+    network.load_state_dict(laid, assign=True)
+    network.eval()
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return what a file holds of a network; folded layers have buffers beside their parameters."""
+    return {**dict(network.named_buffers()), **network.state_dict()}
+
+
 def _require_stage(contents: Contents, kind: Kind, stage: str | None) -> None:
     if stage is not None and kind.stage != stage:
         raise CheckpointError(f"expected {NAMES[stage]} in '{contents.path}', got {kind.title}: take {places(stage)}")
@@ -104,7 +163,7 @@ def _require_stage(contents: Contents, kind: Kind, stage: str | None) -> None:
 
 def load_as_stored(
     contents: Contents, kind: Kind, *, target: Target, parity: Parity = "strict"
-) -> tuple[nn.Module, Callable[[Tensor], FileSlice | None]]:
+) -> tuple[nn.Module, Callable[[Tensor], FileSlice | RoundedSlice | None]]:
     """Load an opened file whose weights stay in their file until they are put where the network will run.
 
     Args:
@@ -115,20 +174,34 @@ def load_as_stored(
 
     Returns:
         The network, whose weights are mapped as stored or made by folding, and a function from one of its parameters
-        to where that lies in a file; None for one that is made or changed, or lies in a file of another format.
+        to where that lies in a file; None for one that is made or changed, or lies in a file of another format. Layers
+        in 8 bit stay so, with their scales beside them (``ops.rounding.round_weights``), and are not folded.
     """
-    require_parity(parity)
-    network, tensors, _ = check_contents(contents, kind)
+    _require_parity(contents, parity)
+    network, tensors, _ = check_contents(contents, kind, is_as_released=False)
+    layers = layers_to_round(network) if contents.scales else {}
+    packed = {name: layer for name, layer in layers.items() if f"{name}.weight" in contents.scales}
+    # A stranger's file may have rounded more than passes through the buffers that widen.
+    loose = {key: scale for key, scale in contents.scales.items() if key.removesuffix(".weight") not in packed}
+    tensors = widened(tensors, loose, target.dtype or torch.float32)
+    passing = {f"{name}.weight" for name in (layers_to_round(network) if contents.packed else ())}
+    tensors = _unpacked(tensors, contents, contents.packed.keys() - passing, target.dtype)
     slices = slices_beside(contents.path)
     by_tensor = {
         id(tensor): None if name in contents.changed else slices.get(name) for name, tensor in contents.tensors.items()
     }
-    network.load_state_dict(tensors, assign=True)
-    network.eval().requires_grad_(False)
+    _fill(network, tensors)
+    for name, layer in packed.items():
+        set_rounded(layer, layer.weight.data, contents.scales[f"{name}.weight"])
     # The parameters are kept beside their places: the number of one that has died may be another's.
-    known = {id(value): (value, by_tensor[id(tensors[name])]) for name, value in network.named_parameters()}
-    if parity == "fast":
-        fold(network, target)
+    known = {}
+    for name, value in network.named_parameters():
+        source = by_tensor.get(id(tensors[name]))
+        if source is not None and value.dtype is torch.int8:
+            source = RoundedSlice(source, contents.scales[name])
+        known[id(value)] = value, contents.packed.get(name, source) if value.is_meta else source
+    if parity == "fast" and not contents.scales:
+        use_winograd(network, target) if contents.is_folded else fold(network, target)
     return network, lambda parameter: known.get(id(parameter), (None, None))[1]
 
 
@@ -143,13 +216,23 @@ def cast_tensors(
     return {key: moved[id(tensor)] for key, tensor in tensors.items()}
 
 
-def check_contents(contents: Contents, kind: Kind) -> tuple[nn.Module | None, dict[str, Tensor], dict[str, Tensor]]:
+def check_contents(
+    contents: Contents, kind: Kind, *, is_as_released: bool = True
+) -> tuple[nn.Module | None, dict[str, Tensor], dict[str, Tensor]]:
     """Return the network without weights, its tensors and the extras, all checked against the configuration.
+
+    Args:
+        contents: the opened file.
+        kind: what it holds.
+        is_as_released: refuse folded layers and weights in 8 bit; otherwise the network has the folded layers, and
+            tensors may be ``int8`` whose scales are in ``contents.scales``.
 
     Raises:
         CheckpointError: if the network cannot be built, or a tensor is missing, extra or does not fit.
     """
     path = contents.path
+    if is_as_released:
+        require_as_released(contents, "this use")
     tensors, extras = split_tensors(contents)
     projection = _projection(contents, extras, "meta", None)
     if kind.stage == "projection":
@@ -160,14 +243,19 @@ def check_contents(contents: Contents, kind: Kind) -> tuple[nn.Module | None, di
             )
         return None, tensors, extras
     try:
-        network = build_network(kind, device="meta")
+        network = bare_network(kind, is_folded=contents.is_folded)
     # Sizes that contradict each other make the layers raise anything.
     except Exception as error:
         raise CheckpointError(
             f"expected sizes of one network in '{path}', got {kind.title} that cannot be built ({error}): take "
             f"{kind.where}"
         ) from error
-    check_tensors(path, kind, network, tensors)
+    check_tensors(path, kind, network, tensors, contents.scales.keys())
+    strange = sorted(contents.scales.keys() - tensors.keys())
+    if strange:
+        raise CheckpointError(
+            f"expected '{strange[0]}' in 16 or 32 bit in '{path}', got it in 8 bit: take the file that it was made from"
+        )
     null = extras.get(NULL_KEY)
     width = getattr(kind.config, "context_dim", None)
     if null is not None and width is not None and (null.numel() != width or not null.is_floating_point()):
@@ -178,18 +266,21 @@ def check_contents(contents: Contents, kind: Kind) -> tuple[nn.Module | None, di
     return network, tensors, extras
 
 
-def check_tensors(path: Path, kind: Kind, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Compare the tensors of a file with those the network of its configuration has.
+def check_tensors(
+    path: Path, kind: Kind, network: nn.Module, tensors: Mapping[str, Tensor], packed: Collection[str] = ()
+) -> None:
+    """Compare the tensors of a file with those the network of its configuration has; ``packed`` ones lie in 8 bit.
 
     Raises:
         CheckpointError: if one is missing, extra, of another shape, or not floating.
     """
-    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    wanted = {key: tuple(value.shape) for key, value in tensors_of(network).items()}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     missing = sorted(wanted.keys() - found.keys())
     extra = sorted(found.keys() - wanted.keys())
     wrong = sorted(key for key in wanted.keys() & found.keys() if wanted[key] != found[key])
-    odd = sorted(key for key in wanted.keys() & found.keys() if not tensors[key].is_floating_point())
+    floating = wanted.keys() & found.keys() - set(packed)
+    odd = sorted(key for key in floating if not tensors[key].is_floating_point())
     if not (missing or extra or wrong or odd):
         return
     details = [

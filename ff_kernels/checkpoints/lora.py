@@ -15,7 +15,7 @@ from ..errors import CheckpointError, InputError
 from ..files import atomic_path
 from .detection import NAMES, NULL_KEY, PROJECTION_PREFIXES, Kind, is_lora
 from .folder import ModelFiles
-from .reading import METADATA_KEY, Contents, read_contents
+from .reading import METADATA_KEY, Contents, read_contents, require_as_released
 
 # What loaders put before the names of a U-Net's layers; names after the last one have underscores for dots.
 _PREFIXES = ("diffusion_model.", "unet.", "lora_unet_")
@@ -141,6 +141,7 @@ def merge_lora(contents: Contents, lora: Lora, strength: float) -> Contents:
     """
     if strength == 0:
         return contents
+    require_as_released(contents, "a LoRA, which names them and changes their weights")
     weights = {k: v for k, v in contents.tensors.items() if k != NULL_KEY and not k.startswith(PROJECTION_PREFIXES)}
     merged = dict(contents.tensors)
     flat_names = {key.rpartition(".")[0].replace(".", "_"): key.rpartition(".")[0] for key in weights}

@@ -6,7 +6,7 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,18 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..models.configs import LatentSpace
+from .gguf_file import SUFFIX as GGUF_SUFFIX
+from .gguf_file import PackedWeight, formats_of, read_gguf
+from .packing import MARKER, set_apart, table_of
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
+SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors", GGUF_SUFFIX)
 INDEX_SUFFIX = ".index.json"
 METADATA_KEY = "fusionframes"
 # The tensor in which a text encoder that ComfyUI saved carries its tokenizer, as bytes.
 TOKENIZER_KEY = "spiece_model"
-# Inside the metadata: the fields of a ``LatentSpace``.
-LATENTS_KEY = "latents"
+# Inside the metadata: the fields of a ``LatentSpace``, whether layers are folded, which were too bad for 8 bit.
+LATENTS_KEY, FOLDED_KEY, LEFT_KEY = "latents", "folded", "left_in_16_bit"
 _PREFIX = "unet."
 # Before the names of a U-Net, a text encoder and an autoencoder in the files that ComfyUI saves.
 _CORE_PREFIX = "model.diffusion_model."
@@ -41,6 +44,8 @@ class Contents:
         metadata: configuration stored by ``convert``, or empty.
         tokenizer: bytes of a SentencePiece model that lies inside, or None.
         changed: names of tensors that are no longer what the file holds.
+        scales: name of every weight that lies in 8 bit to what multiplies it.
+        packed: name of every tensor that lies in blocks of a GGUF file, and on the meta device here, to its source.
     """
 
     path: Path
@@ -48,6 +53,37 @@ class Contents:
     metadata: dict[str, Any]
     tokenizer: bytes | None = None
     changed: frozenset[str] = frozenset()
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
+    packed: Mapping[str, PackedWeight] = field(default_factory=dict)
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether the layers are folded, and no longer have the names of the release."""
+        return self.metadata.get(FOLDED_KEY) is True
+
+    @property
+    def form(self) -> str:
+        """What became of the layers, in words; empty for a file as released."""
+        forms = ["folded layers"] * self.is_folded + [f"{len(self.scales)} layers in 8 bit"] * bool(self.scales)
+        forms += [f"{len(self.packed)} tensors in {formats_of(self.packed)}"] * bool(self.packed)
+        return " and ".join(forms)
+
+
+def require_as_released(contents: Contents, purpose: str) -> None:
+    """Refuse a file whose layers are folded or in 8 bit for what needs them as they were.
+
+    Args:
+        contents: the opened file.
+        purpose: what needs them, as "a LoRA".
+
+    Raises:
+        CheckpointError: saying that there is no way back.
+    """
+    if contents.form:
+        raise CheckpointError(
+            f"expected layers as released for {purpose}, got {contents.form} in '{contents.path}', which cannot be "
+            "turned back: take the file that it was made from"
+        )
 
 
 def read_contents(path: str | Path, part: str | None = None) -> Contents:
@@ -60,7 +96,12 @@ def read_contents(path: str | Path, part: str | None = None) -> Contents:
     Raises:
         CheckpointError: if the file is missing, damaged, of an unknown format, or a pickle that wants to run code.
     """
-    path = Path(path)
+    contents = _read(Path(path), part)
+    tensors, scales = set_apart(contents.path, contents.tensors)
+    return replace(contents, tensors=tensors, scales=scales)
+
+
+def _read(path: Path, part: str | None = None) -> Contents:
     # Unlike Path.exists this is False, not an error, for a name that no file can have.
     if not os.path.exists(path):
         raise CheckpointError(f"expected a weights file at '{path}', found nothing there: check the path")
@@ -76,6 +117,9 @@ def read_contents(path: str | Path, part: str | None = None) -> Contents:
     try:
         if path.suffix.lower() == ".safetensors":
             return _read_safetensors(path, part)
+        if path.suffix.lower() == GGUF_SUFFIX:
+            tensors, packed = read_gguf(path)
+            return Contents(path, tensors, {}, packed=packed)
         return Contents(path, _flatten(path, _unpickle(path)), {})
     except CheckpointError:
         raise
@@ -160,12 +204,18 @@ def _flatten(path: Path, content: Any, prefix: str = "") -> dict[str, Tensor]:
 def _read_safetensors(path: Path, part: str | None) -> Contents:
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        stored = (file.metadata() or {}).get(METADATA_KEY, "{}")
+        told = file.metadata() or {}
+    try:
+        for layer, marker in table_of(told).items():
+            tensors[f"{layer}.{MARKER}"] = pack_metadata(marker)
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(path, error) from error
     if part is not None and any(key.startswith(part) for key in tensors):
         tensors = {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
     packed, tokenizer = tensors.pop(METADATA_KEY, None), tensors.pop(TOKENIZER_KEY, None)
     try:
-        metadata = json.loads(stored if packed is None else bytes(packed.flatten().tolist()))
+        stored = told.get(METADATA_KEY, "{}") if packed is None else bytes(packed.flatten().tolist())
+        metadata = json.loads(stored)
     except (ValueError, TypeError) as error:
         raise _damaged(path, error) from error
     content = None if tokenizer is None else tokenizer.contiguous().numpy().tobytes()
@@ -257,7 +307,7 @@ def _read_index(path: Path) -> Contents:
     for name in sorted(set(weight_map.values())):
         if Path(name).suffix.lower() not in SUFFIXES:
             raise CheckpointError(f"expected weights files in the index '{path}', got '{name}': download it again")
-        tensors.update(read_contents(path.parent / name).tensors)
+        tensors.update(_read(path.parent / name).tensors)
     absent = sorted(key for key in weight_map if key not in tensors and key.removeprefix(_PREFIX) not in tensors)
     if absent:
         raise CheckpointError(

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..ops.rounding import Rounded
 from .reading import INDEX_SUFFIX, METADATA_KEY, plainly_named, shard_names
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8}
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,34 @@ class FileSlice:
         self.file.read_into(memoryview(out.detach().view(-1).view(torch.uint8).numpy()), self.start)
 
 
+@dataclass(frozen=True)
+class RoundedSlice:
+    """A weight in 8 bit in a file.
+
+    Attributes:
+        data: the whole numbers.
+        scale: float32, multiplies them.
+        dtype: in which the weight is wanted.
+    """
+
+    data: FileSlice
+    scale: Tensor
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the weight."""
+        return self.data.shape
+
+    def write_into(self, out: Tensor) -> None:
+        """Read and widen the weight into ``out``; see ``FileSlice.write_into``."""
+        values = torch.empty(self.shape, dtype=torch.int8)
+        self.data.write_into(values)
+        Rounded(values, self.scale, out.dtype).write_into(out)
+
+
 def slices_of(path: Path) -> dict[str, FileSlice]:
-    """Return the tensors of a safetensors file whose dtype is floating, by name.
+    """Return the tensors of a safetensors file whose dtype is floating or of 8 bits, by name.
 
     Raises:
         CheckpointError: if the header does not fit the file.

@@ -29,6 +29,7 @@ def add_generate(commands: Any) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help=what)
     add_clip_options(parser)
     shared.add_quant(parser)
+    shared.add_text_encoder(parser)
     what = "folder in which encoded prompts are kept (default: the user's cache folder; the demo model keeps none)"
     parser.add_argument("--prompt-cache", type=Path, metavar="DIR", help=what)
     what = "encode the prompt anew although it was encoded before"
@@ -147,7 +148,9 @@ def _open_pipeline(options: argparse.Namespace) -> Any:
         # The demo's encoder is as quick as its cache.
         choices["prompt_cache"] = options.prompt_cache or (default_folder() if options.model is not None else None)
     if options.model is not None:
-        return Pipeline.from_folder(options.model, **choices)
+        return Pipeline.from_folder(options.model, text_encoder=options.text_encoder, **choices)
+    if options.text_encoder is not None:
+        raise InputError("expected --text-encoder with --model, got it for the demo, which has one of its own: add it")
     print(
         "no --model given: using the demo model, which knows one moving shape on a plain background, such as "
         "'a large purple triangle moves up on a white background'",

@@ -27,11 +27,16 @@ def add_bench(commands: Any) -> None:
     what = "keyframes, interpolation or decode with -cpu, -512 or -640x384, may be repeated (default: for this machine)"
     parser.add_argument("--workload", action="append", metavar="NAME", help=what)
     parser.add_argument("--repeats", type=int, default=3, help="calls behind each median (default 3)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+    what = "print one JSON object per line; with --acceptance: write everything to this file too"
+    parser.add_argument("--json", nargs="?", const=True, metavar="FILE", help=what)
     parser.add_argument("--history", type=Path, metavar="FILE", help="append one line of CSV per workload")
     what = "run nothing: count launches, FLOPs, bytes and memory of the full sizes beside the targets"
     parser.add_argument("--record", action="store_true", help=what)
     parser.add_argument("--no-graphs", action="store_true", help=shared.NO_GRAPHS)
+    what = "check a card: kernels, recorded steps, full-size steps, streaming, decoding; status 1 if a line fails"
+    parser.add_argument("--acceptance", action="store_true", help=what)
+    what = "with --acceptance: GB that a step with streamed weights may fill (default: room for half of the weights)"
+    parser.add_argument("--vram", type=shared.gigabytes, metavar="GB", help=what)
     add_quality_options(parser)
     parser.set_defaults(run=run_bench)
 
@@ -86,6 +91,10 @@ def run_bench(options: argparse.Namespace) -> int:
 
     if options.repeats < 1:
         raise InputError(f"expected at least one repeat, got {options.repeats}: raise --repeats")
+    if options.acceptance:
+        return _accept(options)
+    if options.json not in (None, True) or options.vram is not None:
+        raise InputError("bench expected --json FILE and --vram GB with --acceptance, got them without: add it")
     if options.quality:
         return run_quality(options)
     if options.record:
@@ -107,6 +116,28 @@ def run_bench(options: argparse.Namespace) -> int:
         if options.history is not None:
             runner.append_history(result, options.history)
     return 0
+
+
+def _accept(options: argparse.Namespace) -> int:
+    from ..bench.acceptance import acceptance_lines, timed_lines, told
+    from ..bench.lines import FAILED, table, write_lines
+    from ..runtime.devices import choose_device, name_of
+
+    path = None if options.json in (None, True) else Path(options.json)
+    if path is not None:
+        check_folder(path)
+    device = choose_device(options.device)
+    names = tuple(options.workload) if options.workload else None
+    lines, seconds = timed_lines(
+        acceptance_lines(device, vram=options.vram, names=names, repeats=options.repeats),
+        lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    print("\n".join([f"{name_of(device)}, {seconds:.0f} s", "", *table(lines)]))
+    if path is not None:
+        write_lines(path, lines, told(device, seconds))
+    failed = [line.check for line in lines if line.verdict == FAILED]
+    print(f"{len(failed)} failed: {'; '.join(failed)}" if failed else "accepted")
+    return EXIT_FAILED if failed else 0
 
 
 def run_evaluate(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from pathlib import Path
 
 DTYPES = ("float32", "float16", "bfloat16")
 # What the engine calls a setting, and what the command line does.
@@ -20,8 +21,14 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
 
 def add_quant(parser: argparse.ArgumentParser) -> None:
     """Add in which form weights are kept."""
-    what = "keep weights of U-Nets and text encoder in 8 bit: half the memory and copies, rounded pictures"
+    what = "keep weights of U-Nets in 8 bit: half the memory and copies, slightly other pictures"
     parser.add_argument("--quant", choices=("none", "int8"), default="none", help=what)
+
+
+def add_text_encoder(parser: argparse.ArgumentParser) -> None:
+    """Add where the text encoder lies if not in the folder of weights."""
+    what = "text encoder in place of the folder's: safetensors, or GGUF with the extra fusionframes[gguf]"
+    parser.add_argument("--text-encoder", type=Path, metavar="FILE", help=what)
 
 
 def gigabytes(text: str) -> int:

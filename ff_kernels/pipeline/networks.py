@@ -16,13 +16,14 @@ from ..checkpoints.detection import NULL_KEY, Kind, split_tensors
 from ..checkpoints.folder import ModelFiles
 from ..checkpoints.folding import Parity, Target, require_parity
 from ..checkpoints.loading import Loaded, load_as_stored, load_contents, load_projection
+from ..checkpoints.reading import Contents
 from ..errors import CheckpointError, DeviceError
+from ..ops.rounding import Report, round_weights
 from ..runtime.budget import without_reserve
 from ..runtime.devices import free_bytes, wide_dtype
 from ..runtime.host import KEPT_FREE, Pins, free_ram, pins_for
 from ..runtime.placing import SourceOf, blocks_of, place
 from ..runtime.plan import Blocks, Budget, Plan, plan_network
-from ..runtime.rounding import Report
 from .decoder import Judged
 from .needs import MovqNeed, MovqPlan, Need, plan_movq
 
@@ -66,7 +67,7 @@ class Networks:
         parity: "strict" or "fast", see ``Pipeline``.
         keeps_all: keep every network that was loaded where there is room; False frees them before the next one is.
         budget: what they may use; a None in it is what is free at the time.
-        rounds: keep weights of U-Nets and text encoder in 8 bit (``runtime.rounding``).
+        rounds: keep weights of U-Nets in 8 bit (``ops.rounding``).
     """
 
     def __init__(
@@ -93,7 +94,14 @@ class Networks:
 
     def target(self, stage: str) -> Target:
         """Return where and in which dtype a stage computes."""
-        return Target(self.device, self.dtype_of(stage))
+        return Target(self.device, self.dtype_of(stage), is_portable=self.rounds)
+
+    def rounds_file(self, contents: Contents, kind: Kind) -> bool:
+        """Return whether weights of a file are rounded to 8 bit when it is loaded.
+
+        A text encoder is left: in 8 bit it costs the demo one of 64 held-out captions, and memory it takes for moments.
+        """
+        return self.rounds and kind.stage != "text_encoder" and not contents.scales and not contents.packed
 
     def free(self, but: str | None = None) -> None:
         """Forget the networks of all stages but one."""
@@ -135,10 +143,7 @@ class Networks:
             if plan.waiting == "memory":
                 self._pins = self._pins or pins_for(self.device)
             hold = self._pins.hold if self._pins is not None else None
-            running = place(
-                held.network, plan, self.device, held.dtype, source_of=held.source_of, hold=hold,
-                report=self.reports.setdefault(stage, Report()) if self.rounds else None,
-            )  # fmt: skip
+            running = place(held.network, plan, self.device, held.dtype, source_of=held.source_of, hold=hold)
             held.placed, held.source_of = Placed(held.network, plan, running), None
         held.placed.plan, held.nbytes = plan, plan.resident
         return held.placed
@@ -217,9 +222,9 @@ class Networks:
             contents, kind = self.models.require(stage)
             target = self.target(stage)
             network, source_of = load_as_stored(contents, kind, target=target, parity=self.parity)
-            self.loaded[stage] = _Held(
-                kind, network, target.dtype, blocks_of(network, target.dtype, rounds=self.rounds), source_of
-            )
+            if self.rounds_file(contents, kind):
+                self.reports[stage] = round_weights(network)
+            self.loaded[stage] = _Held(kind, network, target.dtype, blocks_of(network, target.dtype), source_of)
         return self.loaded[stage]
 
     def _open_movq(self, stage: str, dtype: torch.dtype) -> _Held:

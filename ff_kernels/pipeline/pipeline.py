@@ -52,7 +52,7 @@ class Pipeline:
         defaults: settings to start from where the caller's are None.
         loras: files with their strengths, merged into the U-Nets that they were made for.
         budget: what the networks may use of the device and of main memory; default: what is free.
-        rounds: keep weights of U-Nets and text encoder in 8 bit, but where it shows (``runtime.rounding``).
+        rounds: keep weights of U-Nets in 8 bit, but where it shows (``ops.rounding``).
         prompt_cache: folder in which encoded prompts are kept and looked for; None keeps none.
     """
 
@@ -73,9 +73,12 @@ class Pipeline:
         self.prompts = Prompts(self.networks, prompt_cache)
 
     @classmethod
-    def from_folder(cls, folder: str | Path, **options: Any) -> "Pipeline":
-        """Open a folder of released or converted weights; options as in the constructor."""
-        return cls(find_models(folder), **options)
+    def from_folder(cls, folder: str | Path, *, text_encoder: str | Path | None = None, **options: Any) -> "Pipeline":
+        """Open a folder of released or converted weights; options as in the constructor.
+
+        ``text_encoder`` is a file in place of one that the folder may hold.
+        """
+        return cls(find_models(folder, text_encoder=text_encoder), **options)
 
     def network(self, stage: str) -> Loaded:
         """Return the loaded file of a stage (``Kind.stage``), loading it the first time."""

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ..checkpoints.detection import Config, Kind
-from ..checkpoints.folding import Parity, Target, fold
-from ..checkpoints.loading import build_network
+from ..checkpoints.folding import Parity, Target
+from ..checkpoints.loading import bare_network
 from ..errors import DeviceError
+from ..ops.rounding import round_weights
 from ..runtime.budget import ENCODE
 from ..runtime.placing import blocks_of
 from ..runtime.plan import Blocks, Budget, Plan, plan_network, size_of
@@ -157,7 +158,10 @@ def _plan_of(
     kind, target = pipeline.models.require(stage)[1], pipeline.networks.target(stage)
     if isinstance(what, MovqNeed):
         return plan_movq(kind.config, what, limits, pipeline.device, pipeline.dtype)
-    network, blocks = _sizes(kind, kind.config, target, pipeline.networks.parity, pipeline.networks.rounds)
+    contents, networks = pipeline.models.require(stage)[0], pipeline.networks
+    packed = frozenset(contents.scales)
+    rounds = networks.rounds_file(contents, kind)
+    network, blocks = _sizes(kind, kind.config, target, networks.parity, rounds, contents.is_folded, packed)
     if what is None:
         need: Need = text_need(kind.config, 1, target.dtype)
     else:
@@ -166,10 +170,12 @@ def _plan_of(
 
 
 @lru_cache(maxsize=8)
-def _sizes(kind: Kind, config: Config, target: Target, parity: Parity, rounds: bool) -> tuple[nn.Module, Blocks]:
+def _sizes(
+    kind: Kind, config: Config, target: Target, parity: Parity, rounds: bool, is_folded: bool, packed: frozenset[str]
+) -> tuple[nn.Module, Blocks]:  # fmt: skip
     """Return a network without weights, and what a plan needs to know of it."""
     # Kinds of other sizes are equal: the configuration is there to tell them apart.
-    network = build_network(kind, device="meta")
-    if parity == "fast":
-        fold(network, target)
-    return network, blocks_of(network, target.dtype, rounds=rounds)
+    network = bare_network(kind, target=target, parity=parity, is_folded=is_folded, packed=packed)
+    if rounds:
+        round_weights(network)
+    return network, blocks_of(network, target.dtype)

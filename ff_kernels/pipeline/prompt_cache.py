@@ -24,7 +24,8 @@ from ..files import atomic_path
 SAMPLE_BYTES, SAMPLES = 4096, 256
 # Entries in the folder at the most; the oldest go first.
 MAX_ENTRIES = 500
-_FORMAT = "1"
+# 1 had contexts of encoders that a run had rounded to 8 bit under the key of those that it had not.
+_FORMAT = "2"
 
 
 def default_folder() -> Path:

@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..ops.rounding import SCALE, Rounded
 from .plan import Blocks, Plan
-from .rounding import LEAST_SQNR, Report, can_round, packed_bytes, rounded, sqnr
 from .streaming import Kept, LookedUp, Place, Source, Streamer, Visiting, places_of
 
 
@@ -27,9 +27,6 @@ class Streamable(Protocol):
 
     def layers_read_apart(self) -> list[nn.Module]:
         """Return the layers inside of blocks that are called outside of them as well."""
-
-    def outer_blocks(self) -> list[nn.Module]:
-        """Return the blocks in which rounding to 8 bit shows most."""
 
     def looked_up(self) -> list[nn.Module]:
         """Return the tables of which a call reads a few rows, and which stay in main memory."""
@@ -46,41 +43,39 @@ def _places(network: nn.Module, dtype: torch.dtype) -> dict[tuple[int, str], Pla
     found = {}
     for place in places_of(network):
         if id(place.module) not in tables:
-            wanted = dtype if place.dtype.is_floating_point else place.dtype
-            found[id(place.module), place.name] = replace(place, dtype=wanted)
+            found[id(place.module), place.name] = replace(_widened(place, dtype), dtype=dtype)
     return found
 
 
+def _widened(place: Place, dtype: torch.dtype) -> Place:
+    """Return a place that knows the scale of a weight which lies in 8 bit."""
+    if place.dtype is not torch.int8:
+        return place
+    return replace(place, source=Rounded(place.source.tensor, getattr(place.module, SCALE), dtype))
+
+
 def _read_anew(place: Place, source_of: SourceOf | None) -> Place:
-    """Return a place that is filled from the file where its values lie in one."""
-    source = source_of and source_of(getattr(place.module, place.name))
+    """Return a place that is filled from the file where its values lie in one.
+
+    The values of a network's parameter may lie nowhere else: those of packed files are on the meta device.
+    """
+    parameter = getattr(place.module, place.name)
+    if isinstance(place.source, Rounded) and parameter.dtype is not torch.int8:
+        return place
+    source = source_of and source_of(parameter)
     return replace(place, source=source) if source else place
 
 
 def _held(place: Place, hold: Hold) -> Place:
     """Return a place whose values wait ready to be copied, in the dtype that is wanted."""
-    if not isinstance(place.source, Kept):
+    if isinstance(place.source, Rounded):
         return replace(place, source=place.source.moved(torch.device("cpu"), hold))
-    return replace(place, source=Kept(hold(place.source.tensor.to(place.dtype))))
-
-
-def _rounded(place: Place, name: str, report: Report) -> Place:
-    """Return a place whose values wait in 8 bit, or as it is where that would lose too much."""
-    if not can_round(place.module, place.name, place.source.shape):
-        return place
-    weight = place.source.tensor
-    kept = rounded(place.module, weight, place.dtype)
-    loss = sqnr(weight, kept)
-    if loss < LEAST_SQNR:
-        report.left.append(name)
-        return place
-    report.layers[name] = loss
-    return replace(place, source=kept)
+    return replace(place, source=Kept(hold(place.brought(torch.device("cpu")).data)))
 
 
 def _on_device(place: Place, device: torch.device) -> Place:
     """Return a place whose values wait on the device that they are wanted on."""
-    if not isinstance(place.source, Kept):
+    if isinstance(place.source, Rounded):
         return replace(place, source=place.source.moved(device))
     return replace(place, source=Kept(place.brought(device).data))
 
@@ -113,34 +108,27 @@ def _bytes(places: Iterable[Place]) -> int:
     return sum(place.nbytes for place in places)
 
 
-def blocks_of(network: Streamable, dtype: torch.dtype, *, rounds: bool = False) -> Blocks:
+def blocks_of(network: Streamable, dtype: torch.dtype) -> Blocks:
     """Return the sizes that a plan needs, of a network with weights or on the meta device.
 
     Args:
         network: the network.
         dtype: in which it computes.
-        rounds: whether weights are kept in 8 bit.
     """
     visited, blocks, rest = _parted(network, _places(network, dtype))
     apart = {id(layer) for layer in network.layers_read_apart()}
     pieces = [_bytes(part) for module, part in visited if id(module) not in apart]
-    outer = {id(block) for block in network.outer_blocks()}
-    packed = [
-        0 if id(block) in outer or not any(map(_can_round, part)) else sum(map(_packed_bytes, part))
-        for block, part in zip(network.step_blocks(), blocks, strict=True)
-    ]
+    packed = tuple(
+        sum(map(_kept_bytes, part)) if any(isinstance(one.source, Rounded) for one in part) else 0 for part in blocks
+    )
     return Blocks(
         tuple(map(_bytes, blocks)), _bytes(rest), visited=max(pieces, default=0), prepared=sum(pieces),
-        packed=tuple(packed) if rounds and any(packed) else (),
+        packed=packed if any(packed) else (),
     )  # fmt: skip
 
 
-def _can_round(place: Place) -> bool:
-    return can_round(place.module, place.name, place.source.shape)
-
-
-def _packed_bytes(place: Place) -> int:
-    return packed_bytes(place.module, place.source.shape) if _can_round(place) else place.nbytes
+def _kept_bytes(place: Place) -> int:
+    return place.source.nbytes if isinstance(place.source, Rounded) else place.nbytes
 
 
 def place(
@@ -151,7 +139,6 @@ def place(
     *,
     source_of: SourceOf | None = None,
     hold: Hold | None = None,
-    report: Report | None = None,
 ) -> AbstractContextManager:
     """Put the weights of a network where a plan wants them and return what has to be entered while it runs.
 
@@ -163,23 +150,22 @@ def place(
         source_of: where a weight lies in a file, read where the plan lets weights wait in the file; the others are
             left in main memory.
         hold: memory for weights that wait in main memory; default: they stay where they are.
-        report: filled with what rounding to 8 bit did, where the plan wants it.
     """
-    places = _places(network, dtype)
+    places = {
+        key: _read_anew(one, source_of) if getattr(one.module, one.name).is_meta else one
+        for key, one in _places(network, dtype).items()
+    }
     visited, blocks, rest = _parted(network, places)
     modules = network.step_blocks()
     through = sorted({*plan.streamed, *plan.widened})
     running = [modules[i] for i in through]
-    names = {id(module): path for path, module in network.named_modules()}
     passing = []
     for i in through:
         part = blocks[i]
-        if i in plan.widened:
-            part = [_rounded(one, names[id(one.module)], report or Report()) for one in part]
         if i not in plan.streamed:
             part = [_on_device(one, device) for one in part]
         elif plan.waiting == "file":
-            part = [_read_anew(one, source_of) if isinstance(one.source, Kept) else one for one in part]
+            part = [_read_anew(one, source_of) for one in part]
         elif hold is not None:
             part = [_held(one, hold) for one in part]
         passing.append(part)
@@ -189,7 +175,7 @@ def place(
     tables = {id(inner) for table in network.looked_up() for inner in table.modules()}
     for module in network.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            if id(module) not in tables:
+            if id(module) not in tables and name != SCALE:
                 setattr(module, name, _moved(buffer, device, dtype))
     streamer = Streamer(running, passing, device)
     homes = {id(inner): block for block in running for inner in block.modules()}

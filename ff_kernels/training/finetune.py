@@ -13,7 +13,7 @@ from ..checkpoints.fingerprints import weights_fingerprint
 from ..checkpoints.folder import ModelFiles
 from ..checkpoints.loading import Loaded, check_contents, load_contents
 from ..checkpoints.lora import write_lora
-from ..checkpoints.reading import LATENTS_KEY
+from ..checkpoints.reading import LATENTS_KEY, require_as_released
 from ..errors import CheckpointError
 from ..models.temporal_blocks import is_temporal
 from ..pipeline.networks import Networks
@@ -127,6 +127,7 @@ class Job:
     def objective(self) -> tuple[KeyframeTuning | GapTuning, Loaded]:
         """Return the network with what trains of it in float32, on the device, and its file."""
         contents, kind = self.models.require(self.tuning.stage)
+        require_as_released(contents, "training")
         loaded = load_contents(contents, kind, dtype=self.dtype, parity="strict")
         make = KeyframeTuning if self.tuning.stage == "keyframe" else GapTuning
         weigh = (self.tuning.noise_weight,) if make is KeyframeTuning else ()

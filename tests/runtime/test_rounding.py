@@ -9,10 +9,10 @@ from support.tiny import draw
 from torch import nn
 
 from fusionframes.ff_kernels.demo.model import demo_pipeline
+from fusionframes.ff_kernels.ops.rounding import can_round, round_weights, rounded, sqnr
 from fusionframes.ff_kernels.pipeline.settings import Settings
 from fusionframes.ff_kernels.runtime.placing import blocks_of, place
 from fusionframes.ff_kernels.runtime.plan import Budget, plan_network
-from fusionframes.ff_kernels.runtime.rounding import Report, can_round, rounded, sqnr
 
 PROMPT = "a large red circle moves left on a white background"
 LAYERS = {
@@ -73,10 +73,13 @@ class Pair(nn.Module):
 
 
 def test_layers_that_lose_too_much_are_left_alone_and_named():
-    network, report = Pair(), Report()
+    network = Pair()
     weights = [network.fine.weight.detach().clone(), network.bad.weight.detach().clone()]
-    plan = plan_network(blocks_of(network, torch.float32, rounds=True), Budget(), stacked=0, single=0)
-    with place(network, plan, torch.device("cpu"), torch.float32, report=report):
+    report, blocks = round_weights(network), blocks_of(network, torch.float32)
+    # What is left alone counts as what it is.
+    assert blocks.packed == (32 * 2048 + 4 * 2048 + 4 * 2048, 0)
+    plan = plan_network(blocks, Budget(), stacked=0, single=0)
+    with place(network, plan, torch.device("cpu"), torch.float32):
         outs = [network.fine(torch.eye(32)), network.bad(torch.eye(2048))]
     assert (list(report.layers), report.left) == (["fine"], ["bad"])
     assert "1 layers in 8 bit, the worst 'fine' at 4" in report.phrase()
