@@ -15,17 +15,25 @@ _SIZE_PX, _MARGIN_PX = (770, 240), 40
 
 
 class Report:
-    """The log of one training; rows behind the step that is resumed are dropped."""
+    """The log of one training; rows behind the step that is resumed are dropped.
 
-    def __init__(self, folder: Path, steps: int) -> None:
+    Args:
+        folder: where it is written.
+        steps: of the whole training.
+        writes: whether it is; of several processes only one writes.
+    """
+
+    def __init__(self, folder: Path, steps: int, *, writes: bool = True) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path, self.steps, self.step = folder / "log.csv", steps, 0
+        self.path, self.steps, self.step, self.writes = folder / "log.csv", steps, 0, writes
         self._rows: list[list[str]] | None = None
-        self._board = _tensorboard(folder)
+        self._board = _tensorboard(folder) if writes else None
 
     def add(self, training: Training) -> None:
         """Note the step that was just done."""
         self.step = training.step
+        if not self.writes:
+            return
         if self._rows is None:
             self._resume(training.step)
         numbers = (training.last["loss"], training.loss, training.last["learning_rate"], training.last["grad_norm"])
