@@ -27,7 +27,7 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.steps, self.step, self.writes = folder / "log.csv", steps, 0, writes
         self._rows: list[list[str]] | None = None
-        self._board = _tensorboard(folder) if writes else None
+        self._board: Any = None
 
     def add(self, training: Training) -> None:
         """Note the step that was just done."""
@@ -53,7 +53,7 @@ class Report:
                 kept = [r for r in csv.reader(file) if len(r) == len(COLUMNS) and r[0].isdigit() and int(r[0]) < step]
         with self.path.open("w", newline="", encoding="ascii") as file:
             csv.writer(file).writerows([COLUMNS, *kept])
-        self._rows = kept
+        self._rows, self._board = kept, _tensorboard(self.path.parent, step)
 
     def plot(self) -> None:
         """Write ``loss.png`` beside the log: the loss of each step, and its running mean."""
@@ -90,9 +90,10 @@ def draw_loss(points: list[tuple[int, float, float]]) -> Image.Image:
     return picture
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, first: int) -> Any:
+    """Return a writer that takes the place of what an earlier run wrote from a step on; None without TensorBoard."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=first)
