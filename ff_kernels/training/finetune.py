@@ -182,6 +182,8 @@ def finetune(job: Job, show: Callable[[str], None], processes: Processes | None 
     """
     processes = processes or Processes()
     show = show if processes.is_first else lambda line: None
+    # Before the clips are encoded, which takes a while.
+    processes.share(job.config.accumulate)
     with processes.in_turn():
         samples, prior, contexts = job.samples()
     show(f"{len(samples)} clips and {len(prior)} of the prior as latents in '{job.folder / _CACHE}'")

@@ -173,7 +173,7 @@ class Training:
         cast = {f"objective.{k}": p.to(self.dtype) for k, p in self.objective.named_parameters()}
         gradient, loss = _Gradient(self.objective, 1 / config.accumulate), 0.0
         for i in self.share:
-            rng = np.random.default_rng([self.step, 7, seed, *([i] if i else [])])
+            rng = np.random.default_rng([self.step, 7, seed, i])
             batch = [t.to(self.device) for t in draw(rng, config.batch)]
             torch.manual_seed(int(rng.integers(2**62)))
             loss += functional_call(gradient, cast, tuple(batch)).item() / config.accumulate

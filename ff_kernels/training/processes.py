@@ -40,8 +40,8 @@ class Processes:
         """
         if batches % self.count:
             raise InputError(
-                f"expected batches per step that {self.count} processes share evenly, got {batches}: take "
-                f"{self.count} or {2 * self.count}"
+                f"expected accumulate as a multiple of the {self.count} processes, which share the batches of a step "
+                f"evenly, got {batches}: take {self.count} or {2 * self.count}"
             )
         return range(self.rank, batches, self.count)
 

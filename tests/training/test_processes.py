@@ -72,7 +72,7 @@ def test_processes_that_share_no_folder_are_told_so(seen):
 
 def test_batches_that_do_not_go_round_are_refused(seen):
     _, both = seen
-    assert all("that 2 processes share evenly, got 3: take 2 or 4" in each["uneven"] for each in both)
+    assert all("multiple of the 2 processes, which share the batches" in each["uneven"] for each in both)
     assert list(Processes().share(3)) == [0, 1, 2]
 
 
