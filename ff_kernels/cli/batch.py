@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from .console import say
 from .generate import add_clip_options, clip_settings
+from .options import local_rank_device
 
 if TYPE_CHECKING:
     from ..batch.events import Tally
@@ -114,7 +115,7 @@ def _model_options(options: argparse.Namespace) -> Any:
     from ..runtime.plan import Budget
 
     # Where a cluster does the work, its machines decide; here a wrong name shall not wait for a worker to say so.
-    device = options.device or _local_rank_device()
+    device = options.device or local_rank_device()
     if options.ray is None and device is not None:
         choose_device(device)
     return ModelOptions(
@@ -128,14 +129,6 @@ def _model_options(options: argparse.Namespace) -> Any:
         loras=tuple(parse_choice(text) for text in options.lora),
         budget=Budget(options.vram, options.ram, options.low_memory),
     )
-
-
-def _local_rank_device() -> str | None:
-    """Return the GPU of this process under torchrun, which starts one process per GPU and shows all GPUs to each."""
-    from ..runtime.devices import count_devices
-
-    rank = os.environ.get("LOCAL_RANK")
-    return f"cuda:{int(rank)}" if rank is not None and count_devices("cuda") > 1 else None
 
 
 def shard_of(text: str | None, variables: Mapping[str, str]) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from pathlib import Path
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -9,6 +10,14 @@ DTYPES = ("float32", "float16", "bfloat16")
 FLAGS = {"folder": "--model", "is_paired": "--unpaired", "splits": "--splits", "counts": "--record"}
 DEVICE_HELP = "torch device of the networks (default: the first of cuda, mps, xpu, npu, cpu that there is)"
 NO_GRAPHS = "launch every step anew instead of replaying a CUDA graph"
+
+
+def local_rank_device() -> str | None:
+    """Return the GPU of this process under torchrun, which starts one process per GPU and shows all GPUs to each."""
+    from ..runtime.devices import count_devices
+
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{int(rank)}" if rank is not None and count_devices("cuda") > 1 else None
 
 
 def add_budget(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,6 @@
 """The command ``fusionframes train``: a LoRA or a temporal fine-tune from a folder of clips."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +28,13 @@ def add_train(commands: Any) -> None:
     parser.add_argument("--rank", type=int, default=16, help=f"{lora} (default 16)")
     parser.add_argument("--steps", type=int, default=1000, help="optimiser steps (default 1000)")
     parser.add_argument("--batch", type=int, default=1, help="clips at a time (default 1)")
-    parser.add_argument("--accumulate", type=int, default=4, help="batches per step (default 4)")
+    parser.add_argument("--accumulate", type=int, default=4, help="batches per step, shared by processes (default 4)")
     parser.add_argument("--learning-rate", type=float, help="peak rate (default 1e-3 for a LoRA, else 1e-5)")
     parser.add_argument("--noise-weight", type=float, default=1.0, help="weight of the noisiest steps (default 1)")
     parser.add_argument("--size", type=int, help="side of a square clip in pixels (default 512, demo 64)")
     parser.add_argument("--keyframe-fps", type=float, default=2.0, help="keyframes per second of clip (default 2)")
     parser.add_argument("--source-fps", type=float, default=24.0, help="rate of PNG sequences (default 24)")
-    parser.add_argument("--prior", type=Path, metavar="CLIPS", help="half of the batches: keeps what is known")
+    parser.add_argument("--prior", type=Path, metavar="CLIPS", help="half of every batch: keeps what is known")
     parser.add_argument("--sample", action="append", default=[], metavar="PROMPT", help="draw this while it trains")
     parser.add_argument("--sample-every", type=int, default=200, metavar="N", help="steps between sheets (default 200)")
     parser.add_argument("--check", action="store_true", help="write what the network would see, train nothing")
@@ -50,13 +49,17 @@ def add_train(commands: Any) -> None:
 def run_train(options: argparse.Namespace) -> int:
     """Train, or go on; status 130 where it was stopped before its end."""
     from ..training.finetune import finetune
+    from ..training.processes import join_processes
 
     job = _job(options)
     if options.check:
         return _check(job)
     _require_room(job)
-    if not finetune(job, lambda line: print(line, flush=True)):
-        return _INTERRUPTED
+    with join_processes(job.device) as processes:
+        if not finetune(job, lambda line: print(line, flush=True), processes):
+            return _INTERRUPTED
+        if not processes.is_first:
+            return 0
     print(f"{job.output}: {job.output.stat().st_size / 1e6:.2f} MB after {job.config.steps} steps")
     return 0
 
@@ -78,8 +81,7 @@ def _job(options: argparse.Namespace) -> "Job":
     for name in ("steps", "batch", "accumulate", "sample_every"):
         if getattr(options, name) < 1:
             raise InputError(f"expected 1 or more as {name.replace('_', ' ')}, got {getattr(options, name)}: raise it")
-    _require_one_process()
-    device = choose_device(options.device)
+    device = choose_device(options.device or shared.local_rank_device())
     name = options.dtype or ("bfloat16" if device.type != "cpu" and computes_in(device, torch.bfloat16) else "float32")
     rate = options.learning_rate or (1e-3 if options.what == "lora" else 1e-5)
     tuning = Tuning(
@@ -97,15 +99,6 @@ def _job(options: argparse.Namespace) -> "Job":
         find_models(options.model or WEIGHTS), options.clips, options.prior, output=options.output, tuning=tuning,
         config=config, device=device, dtype=choose_dtype(device, name),
     )  # fmt: skip
-
-
-def _require_one_process() -> None:
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count > 1:
-        raise InputError(
-            f"expected one process to train in, got {count} of a launcher: several cards train nothing together yet, "
-            "start the command by itself"
-        )
 
 
 def _check(job: "Job") -> int:

@@ -65,7 +65,7 @@ class Batches:
 
     Args:
         samples: the clips to learn.
-        prior: clips that half of the batches show instead, so that what is known is kept; may be empty.
+        prior: clips that half of the rows show instead, so that what is known is kept; may be empty.
         config: of the U-Net.
     """
 
@@ -74,17 +74,17 @@ class Batches:
         is_v = config.stage == "interpolation"
         self._levels = trained_levels(config.family, config.timestep_offset, to_the_end=is_v)
         self._sets = [_by_size(part) for part in (samples, prior) if part]
-        self._totals = [len(part) for part in (samples, prior) if part]
 
     def __call__(self, rng: np.random.Generator, batch: int) -> tuple[Tensor, ...]:
         """Draw a batch: all of its clips have one size, a size as often as clips have it."""
-        which = int(rng.integers(len(self._sets)))
-        buckets, place = self._sets[which], int(rng.integers(self._totals[which]))
-        for bucket in buckets:
-            if place < len(bucket):
-                break
-            place -= len(bucket)
-        picked = [bucket[int(i)] for i in rng.integers(len(bucket), size=batch)]
+        first = int(rng.integers(len(self._sets)))
+        sets = self._sets[first:] + self._sets[:first]
+        sizes = [size for size, bucket in sets[0].items() for _ in bucket]
+        size = sizes[int(rng.integers(len(sizes)))]
+        # Rows in turn, so that no step moves towards the one and away from the other where both have that size.
+        buckets = [buckets[size] for buckets in sets if size in buckets]
+        turns = [buckets[i % len(buckets)] for i in range(batch)]
+        picked = [bucket[int(rng.integers(len(bucket)))] for bucket in turns]
         return (self._keyframes if self.config.stage == "keyframe" else self._gaps)(rng, picked)
 
     def _keyframes(self, rng: np.random.Generator, picked: Sequence[Sample]) -> tuple[Tensor, ...]:
@@ -132,11 +132,11 @@ def perturb(rng: np.random.Generator, keyframes: Tensor) -> tuple[Tensor, Tensor
     return bars.sqrt() * keyframes + (1 - bars).sqrt() * draw_normal(rng, keyframes), torch.from_numpy(level)
 
 
-def _by_size(samples: Sequence[Sample]) -> list[list[Sample]]:
+def _by_size(samples: Sequence[Sample]) -> dict[tuple[int, int], list[Sample]]:
     buckets: dict[tuple[int, int], list[Sample]] = {}
     for sample in samples:
         buckets.setdefault(sample.size, []).append(sample)
-    return list(buckets.values())
+    return buckets
 
 
 def _window(rng: np.random.Generator, sample: Sample, rate: str) -> Tensor:

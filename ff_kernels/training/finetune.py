@@ -26,6 +26,7 @@ from .interruption import SignalStop
 from .loop import TrainConfig, Training, train
 from .lora import attach_lora, detach_factors
 from .objectives import GapTuning, KeyframeTuning, checkpoint_blocks
+from .processes import Processes
 from .report import Report
 from .samples import SampleSheets
 from .tuning import Tuning
@@ -43,7 +44,7 @@ class Job:
     Attributes:
         models: folder of weights, see ``find_models``.
         clips: what to learn, see ``find_training_clips``.
-        prior: clips that half of the batches show instead.
+        prior: clips that half of the rows of batches show instead.
         output: file to write, ending in ``.safetensors``.
         tuning: what to train.
         config: how long and how fast.
@@ -165,7 +166,7 @@ class Job:
         write_checkpoint(self.output, kind, {**merged, **extras}, None, contents.metadata.get(LATENTS_KEY))
 
 
-def finetune(job: Job, show: Callable[[str], None]) -> bool:
+def finetune(job: Job, show: Callable[[str], None], processes: Processes | None = None) -> bool:
     """Train, or go on where an earlier run of the same job was left; return whether it came to its end.
 
     Everything but the output is in ``job.folder``: ``state.pt``, ``log.csv``, ``loss.png``, ``sheets/``, ``cache/``.
@@ -173,28 +174,32 @@ def finetune(job: Job, show: Callable[[str], None]) -> bool:
     Args:
         job: what to do.
         show: is given a line for the user now and then.
+        processes: those that train together, on one folder; the first one writes, logs and shows.
 
     Raises:
         InputError: for clips or values that cannot be used.
         CheckpointError: if the state in the folder is of another training.
         TrainingError: if loss or gradient is not finite; the state before that step is kept.
     """
-    samples, prior, contexts = job.samples()
+    processes = processes or Processes()
+    show = show if processes.is_first else lambda line: None
+    # Before the clips are encoded, which takes a while.
+    processes.share(job.config.accumulate)
+    with processes.in_turn():
+        samples, prior, contexts = job.samples()
     show(f"{len(samples)} clips and {len(prior)} of the prior as latents in '{job.folder / _CACHE}'")
     objective, loaded = job.objective()
     trains = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     show(f"{trains:,} parameters of the {job.tuning.stage} U-Net train")
     batches = Batches(samples, prior, loaded.kind.config)
-    for stale in job.folder.glob(f".*{Path(_STATE).suffix}"):
-        # A run that was killed while it wrote its state leaves what it had.
-        stale.unlink()
-    report = Report(job.folder, job.config.steps)
+    report = Report(job.folder, job.config.steps, writes=processes.is_first)
     sheets = SampleSheets(job.models, objective, contexts, samples, job.tuning, job.folder / _SHEETS)
     with torch.enable_grad(), SignalStop() as stop:
 
         def on_step(training: Training) -> bool:
             report.add(training)
-            if job.tuning.sample_every and training.step % job.tuning.sample_every == 0:
+            every = job.tuning.sample_every if processes.is_first else 0
+            if every and training.step % every == 0:
                 with training.averaged():
                     show(f"wrote '{sheets.draw(training.step)}'")
             return stop.asked
@@ -203,12 +208,13 @@ def finetune(job: Job, show: Callable[[str], None]) -> bool:
         try:
             trained = train(
                 objective, batches, job.config, state, dtype=job.dtype, seed=job.tuning.seed, begun=job.begun,
-                on_step=on_step,
+                on_step=on_step, processes=processes,
             )  # fmt: skip
         finally:
             report.plot()
     if report.step < job.config.steps:
         show(f"stopped at step {report.step} of {job.config.steps}; the same command goes on from there")
         return False
-    job.write(trained, job.config.steps)
+    if processes.is_first:
+        job.write(trained, job.config.steps)
     return True

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..errors import CheckpointError, InputError, TrainingError
 from ..files import atomic_path
 from ..runtime.devices import peak_bytes
+from .processes import Processes
 
 SAVE_EVERY_S = 60.0
 
@@ -43,7 +44,7 @@ class TrainConfig:
         max_grad_norm: longer gradients are shortened to this.
         slow: name prefix of parameters that learn at 0.3 of the rate.
         cosine: whether the rate falls to zero on a cosine; a stage that another follows keeps it.
-        accumulate: batches whose gradients are averaged for one step.
+        accumulate: batches whose gradients are averaged for one step; several processes share them.
         uses_8bit: keep the optimiser's state in 8 bits, by bitsandbytes.
     """
 
@@ -101,8 +102,12 @@ class Training:
         last: numbers of the last step: loss, learning_rate, grad_norm.
     """
 
-    def __init__(self, objective: nn.Module, config: TrainConfig, dtype: torch.dtype) -> None:
+    def __init__(
+        self, objective: nn.Module, config: TrainConfig, dtype: torch.dtype, processes: Processes | None = None
+    ) -> None:
         self.objective, self.config, self.dtype = objective, config, dtype
+        self.processes = processes or Processes()
+        self.share = self.processes.share(config.accumulate)
         self.weights = {k: p for k, p in objective.named_parameters() if p.requires_grad}
         self.device = next(iter(self.weights.values())).device
         is_slow = {k: bool(config.slow) and k.startswith(config.slow) for k in self.weights}
@@ -153,7 +158,9 @@ class Training:
             parameter.copy_(values[key])
 
     def take_step(self, draw: Draw, seed: int) -> None:
-        """Draw a batch, move the weights and their averages; random numbers are seeded by the step alone.
+        """Draw batches, move the weights and their averages; random numbers are seeded by step and batch alone.
+
+        Several processes take the same step, to rounding, that one would take with all of their batches.
 
         Raises:
             TrainingError: if loss or gradient is not finite; nothing has moved then.
@@ -163,13 +170,14 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
         self.optimizer.zero_grad(set_to_none=True)
-        rng = np.random.default_rng([self.step, 7, seed])
         cast = {f"objective.{k}": p.to(self.dtype) for k, p in self.objective.named_parameters()}
         gradient, loss = _Gradient(self.objective, 1 / config.accumulate), 0.0
-        for _ in range(config.accumulate):
+        for i in self.share:
+            rng = np.random.default_rng([self.step, 7, seed, i])
             batch = [t.to(self.device) for t in draw(rng, config.batch)]
             torch.manual_seed(int(rng.integers(2**62)))
             loss += functional_call(gradient, cast, tuple(batch)).item() / config.accumulate
+        loss = self._add_up(loss)
         norm = nn.utils.clip_grad_norm_(self.weights.values(), config.max_grad_norm).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
@@ -184,6 +192,17 @@ class Training:
         self.step += 1
         self.loss = loss if self.loss is None else 0.99 * self.loss + 0.01 * loss
         self.last = {"loss": loss, "learning_rate": rate, "grad_norm": norm}
+
+    def _add_up(self, loss: float) -> float:
+        """Return the loss of all processes, which then have all gradients added up."""
+        if self.processes.count == 1:
+            return loss
+        for parameter in self.weights.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        total = torch.tensor(loss, dtype=torch.float32, device=self.device)
+        self.processes.add_up([total, *(parameter.grad for parameter in self.weights.values())])
+        return total.item()
 
 
 def _adamw_8bit() -> type[torch.optim.Optimizer]:
@@ -206,6 +225,7 @@ def train(
     seed: int = 0,
     begun: str | None = None,
     on_step: Callable[[Training], bool | None] | None = None,
+    processes: Processes | None = None,
 ) -> dict[str, Tensor]:
     """Train ``objective``, whose forward maps a batch to a scalar loss, and return its averaged weights.
 
@@ -223,28 +243,32 @@ def train(
         seed: of the data and of the noise that the objective draws.
         begun: names what the training started from; default the fingerprint of the objective's weights.
         on_step: called after every step; returning True stops here, with the state saved.
+        processes: those that train together, each of which calls this with the same arguments; the first one writes.
+            They stop together where any of them stops.
 
     Returns:
         Averaged float32 weights of the trained parameters by name, on the CPU.
 
     Raises:
-        CheckpointError: if the state is of a training from other start weights, or of a longer one.
+        CheckpointError: if the state is of a training from other start weights, or of a longer one, or if processes
+            find different ones.
         TrainingError: if loss or gradient is not finite; the state before that step is saved.
     """
     begun = begun or fingerprint(objective.state_dict())
-    training = Training(objective, config, dtype)
+    training = Training(objective, config, dtype, processes)
     if checkpoint.exists():
         training.resume(_read_state(checkpoint, begun, config, training.device))
+    _start_alike(training, checkpoint)
     clock = saved = time.monotonic()
     bar = tqdm(range(training.step, config.steps), initial=training.step, total=config.steps, desc=checkpoint.stem,
-               mininterval=5)  # fmt: skip
+               mininterval=5, disable=not training.processes.is_first)  # fmt: skip
     try:
         for step in bar:
             training.take_step(source.at(step / config.steps) if isinstance(source, Curriculum) else source, seed)
             bar.set_postfix(loss=f"{training.loss:.4f}", **_memory(training.device), refresh=False)
             now = time.monotonic()
             training.seconds, clock = training.seconds + now - clock, now
-            if on_step is not None and on_step(training):
+            if training.processes.any(on_step is not None and bool(on_step(training))):
                 break
             if now - saved > SAVE_EVERY_S:
                 _write_state(checkpoint, begun, training)
@@ -261,7 +285,23 @@ def _memory(device: torch.device) -> dict[str, str]:
     return {} if peak is None else {"memory": f"{peak / 1e9:.1f} GB"}
 
 
+def _start_alike(training: Training, checkpoint: Path) -> None:
+    """Let processes start from the same step and weights, or say that they cannot."""
+    if training.processes.count == 1:
+        return
+    step = torch.tensor(float(training.step), device=training.device)
+    training.processes.copy_first([step])
+    if training.processes.any(step.item() != training.step):
+        raise CheckpointError(
+            f"expected all {training.processes.count} processes to find the same state in {checkpoint}, found other "
+            "steps: let them share that folder"
+        )
+    training.processes.copy_first([p.detach() for p in training.weights.values()])
+
+
 def _write_state(path: Path, begun: str, training: Training) -> None:
+    if not training.processes.is_first:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         torch.save({"begun": begun, **training.state()}, temporary)

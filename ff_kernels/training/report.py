@@ -15,17 +15,25 @@ _SIZE_PX, _MARGIN_PX = (770, 240), 40
 
 
 class Report:
-    """The log of one training; rows behind the step that is resumed are dropped."""
+    """The log of one training; rows behind the step that is resumed are dropped.
 
-    def __init__(self, folder: Path, steps: int) -> None:
+    Args:
+        folder: where it is written.
+        steps: of the whole training.
+        writes: whether it is; of several processes only one writes.
+    """
+
+    def __init__(self, folder: Path, steps: int, *, writes: bool = True) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path, self.steps, self.step = folder / "log.csv", steps, 0
+        self.path, self.steps, self.step, self.writes = folder / "log.csv", steps, 0, writes
         self._rows: list[list[str]] | None = None
-        self._board = _tensorboard(folder)
+        self._board: Any = None
 
     def add(self, training: Training) -> None:
         """Note the step that was just done."""
         self.step = training.step
+        if not self.writes:
+            return
         if self._rows is None:
             self._resume(training.step)
         numbers = (training.last["loss"], training.loss, training.last["learning_rate"], training.last["grad_norm"])
@@ -45,7 +53,7 @@ class Report:
                 kept = [r for r in csv.reader(file) if len(r) == len(COLUMNS) and r[0].isdigit() and int(r[0]) < step]
         with self.path.open("w", newline="", encoding="ascii") as file:
             csv.writer(file).writerows([COLUMNS, *kept])
-        self._rows = kept
+        self._rows, self._board = kept, _tensorboard(self.path.parent, step)
 
     def plot(self) -> None:
         """Write ``loss.png`` beside the log: the loss of each step, and its running mean."""
@@ -82,9 +90,10 @@ def draw_loss(points: list[tuple[int, float, float]]) -> Image.Image:
     return picture
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, first: int) -> Any:
+    """Return a writer that takes the place of what an earlier run wrote from a step on; None without TensorBoard."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=first)

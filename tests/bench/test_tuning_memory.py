@@ -1,15 +1,19 @@
 """Memory of fine-tuning, counted without running it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from support import tiny
 
+from fusionframes.ff_kernels import training
 from fusionframes.ff_kernels.bench.tuning_memory import OVERHEAD_BYTES, count_memory
+from fusionframes.ff_kernels.models.configs import KEYFRAME_V10
 from fusionframes.ff_kernels.training.tuning import Tuning
 
 SIDE = (32, 32)
+PAGE = Path(training.__file__).with_name("README.md")
 
 
 def count(config=tiny.KEYFRAME_V10, batch=1, parks=False, **choices):
@@ -42,3 +46,32 @@ def test_what_trains_costs_weights_gradients_moments_and_averages_in_float32():
         count_memory(tiny.KEYFRAME_V10, replace(Tuning(), rank=8), SIDE, 1, torch.float32, False).trained
         == 2 * count().trained
     )
+
+
+@pytest.fixture(scope="module")
+def told():
+    """The tables of the page: a row by its first cell, numbers without units."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return {row[0]: [float(cell.split()[0]) for cell in row[1:]] for row in cells if row[0][0].isdigit()}
+
+
+def test_the_table_of_the_page_is_what_is_counted_of_the_released_network(told):
+    memory = count_memory(KEYFRAME_V10, Tuning(), (32, 32), 1, torch.bfloat16, True)
+    counted = memory.weights, memory.trained, memory.activations, memory.total
+    assert told["256x256"] == pytest.approx([number / 1e9 for number in counted], abs=0.05)
+    assert told["256x256"][:3] == pytest.approx([number / 1e9 for number in counted[:3]], abs=0.005)
+    # The page rounds; parked weights come while nothing else of the step is there.
+    for size in ("256x256", "384x384", "512x512"):
+        weights, trained, activations, total = told[size]
+        assert total == pytest.approx(weights + trained + max(memory.parked / 1e9, activations) + 1, abs=0.06)
+        # Activations grow with the area.
+        assert activations / told["256x256"][2] == pytest.approx((int(size[:3]) / 256) ** 2, rel=0.02)
+
+
+def test_the_batches_of_the_page_leave_a_twentieth_of_the_card_free(told):
+    for card in (12, 16, 24, 48):
+        for size, batch in zip(("256x256", "384x384", "512x512"), told[f"{card} GB"], strict=True):
+            weights, trained, activations, _ = told[size]
+            room = 0.95 * card - weights - trained - 1
+            assert batch == room // activations, (card, size)

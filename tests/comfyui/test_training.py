@@ -10,7 +10,8 @@ import torch
 
 from fusionframes.ff_kernels.checkpoints.detection import Kind
 from fusionframes.ff_kernels.checkpoints.lora import write_lora
-from fusionframes.ff_kernels.demo import ninth, recipe
+from fusionframes.ff_kernels.cli.main import main
+from fusionframes.ff_kernels.demo import WEIGHTS, ninth, recipe
 from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet
 from fusionframes.ff_kernels.training.lora import lora_layers
 
@@ -88,13 +89,45 @@ def test_file_of_our_trainer_loads_in_core_with_every_layer(core, demo, tmp_path
         name: (torch.randn(len(module.weight), 2), torch.randn(2, module.weight[0].numel()))
         for name, module in layers.items()
     }
-    folder = core.folder_paths.get_folder_paths("loras")[0]
-    path = tmp_path / "motion.safetensors"
+    path = lora_folder(core) / "motion.safetensors"
     write_lora(path, factors, 0.5, Kind("keyframe", "1.0", recipe.KEYFRAMES), {})
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / path.name).write_bytes(path.read_bytes())
-    core.folder_paths.filename_list_cache.clear()
     with caplog.at_level(logging.WARNING):
         (patched,) = core.nodes.LoraLoaderModelOnly().load_lora_model_only(demo.model, path.name, 1.0)
     assert "not loaded" not in caplog.text.lower()
     assert len(patched.patches) == len(layers)
+
+
+def lora_folder(core):
+    folder = Path(core.folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    core.folder_paths.filename_list_cache.clear()
+    return folder
+
+
+def test_ksampler_draws_with_a_trained_lora_what_it_draws_with_merged_weights(core, demo, latent, tmp_path):
+    ninth.write_clips(tmp_path / "clips", 3, is_new=True)
+    lora = lora_folder(core) / "zigzag.safetensors"
+    options = ("--source-fps", "2", "--rank", "2", "--steps", "3", "--accumulate", "1", "--learning-rate", "0.03")
+    assert main(["train", str(tmp_path / "clips"), "-o", str(lora), *options]) == 0
+    merged = core.base / "models" / "diffusion_models" / "zigzag_merged.safetensors"
+    merged.parent.mkdir(exist_ok=True)
+    base = WEIGHTS / "diffusion_models" / "fusionframes_demo_keyframes.safetensors"
+    assert main(["convert", str(base), str(merged), "--merge", str(lora)]) == 0
+    core.folder_paths.filename_list_cache.clear()
+    loader = core.nodes.LoraLoaderModelOnly()
+    models = {
+        "base": demo.model,
+        "off": loader.load_lora_model_only(demo.model, lora.name, 0.0)[0],
+        "on": loader.load_lora_model_only(demo.model, lora.name, 1.0)[0],
+        "merged": core.run("FusionFramesLoadModel", model_name=merged.name)[0],
+    }
+    text = core.nodes.CLIPTextEncode().encode(demo.clip, "a large red circle zigzags on a black background")[0]
+    drawn = {
+        name: core.nodes.KSampler().sample(model, 1, 3, 1.0, "ddpm", "normal", text, text, latent, 1.0)[0]["samples"]
+        for name, model in models.items()
+    }
+    assert torch.equal(drawn["off"], drawn["base"])
+    moved = (drawn["on"] - drawn["base"]).std()
+    assert moved > 0.02
+    # Merged weights are stored in float16.
+    assert (drawn["on"] - drawn["merged"]).std() < 0.05 * moved

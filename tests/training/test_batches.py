@@ -33,11 +33,22 @@ def test_a_batch_has_one_size_and_every_size_its_share(tmp_path):
     assert 10 <= sizes.count((2, 8)) <= 30
 
 
-def test_half_of_the_batches_show_the_prior(tmp_path):
+def test_half_of_every_batch_shows_the_prior(tmp_path):
     draw = Batches([sample(tmp_path, "a", 0.25)], [sample(tmp_path, "b", 0.5)] * 9, tiny.KEYFRAME_V10)
     values = [draw(RNG(seed), 1)[0].unique().item() for seed in range(60)]
     assert set(values) == {0.25, 0.5}
     assert 18 <= values.count(0.25) <= 42
+    for seed in range(10):
+        rows = draw(RNG(seed), 4)[0].flatten(1)[:, 0].tolist()
+        assert sorted(rows) == [0.25, 0.25, 0.5, 0.5]
+
+
+def test_a_size_that_only_one_of_both_has_fills_its_batches(tmp_path):
+    new, prior = sample(tmp_path, "a", 0.25), sample(tmp_path, "b", 0.5, size=(2, 8))
+    draw = Batches([new], [prior], tiny.KEYFRAME_V10)
+    shown = [draw(RNG(seed), 3)[0] for seed in range(40)]
+    assert all(len(latents.unique()) == 1 for latents in shown)
+    assert 10 <= sum(latents.shape[3] == 4 for latents in shown) <= 30
 
 
 def test_text_goes_with_its_clip_and_is_dropped_at_its_rate(tmp_path):

@@ -14,8 +14,10 @@ from fusionframes.ff_kernels.checkpoints.loading import load, load_contents
 from fusionframes.ff_kernels.checkpoints.lora import read_lora, with_loras
 from fusionframes.ff_kernels.cli.main import main
 from fusionframes.ff_kernels.demo import WEIGHTS, ninth
+from fusionframes.ff_kernels.demo.evaluate import true_clips
 from fusionframes.ff_kernels.demo.lessons import draw_steps
 from fusionframes.ff_kernels.demo.model import demo_pipeline
+from fusionframes.ff_kernels.demo.world.measure import measure_clip
 from fusionframes.ff_kernels.media.video import write_frames
 from fusionframes.ff_kernels.pipeline.settings import Settings
 from fusionframes.ff_kernels.training import finetune
@@ -41,7 +43,7 @@ def train(clips, output, *options, steps=3):
 
 def test_a_short_lora_knows_clips_better_that_it_has_not_seen(tmp_path, clips, capsys):
     output = tmp_path / "zigzag.safetensors"
-    options = ("--rank", 8, "--batch", 2, "--learning-rate", 6e-3, "--noise-weight", 10, "--no-checkpoints")
+    options = ("--rank", 8, "--batch", 2, "--learning-rate", 6e-3, "--noise-weight", 100, "--no-checkpoints")
     assert train(clips, output, *options, steps=40) == 0
     assert output.stat().st_size < 1_000_000
     assert "MB after 40 steps" in capsys.readouterr().out
@@ -49,10 +51,17 @@ def test_a_short_lora_knows_clips_better_that_it_has_not_seen(tmp_path, clips, c
     for strength in (0.0, 0.5, 1.0):
         models = with_loras(find_models(WEIGHTS), [(output, strength)])
         loaded = load_contents(*models.files["keyframe"], dtype=torch.float32)
-        objective = KeyframeTuning(loaded.network, loaded.null_embedding, 10.0)
+        objective = KeyframeTuning(loaded.network, loaded.null_embedding, 100.0)
         losses.append(sum(objective(*batch).item() for batch in batches))
-    # A tenth less at half the strength; so short a run overshoots a little at the whole.
-    assert losses[0] > 1.03 * max(losses[1:]), losses
+    assert losses[0] > 1.1 * max(losses[1:]), losses
+
+
+def test_the_grades_take_every_true_zigzag_and_no_known_motion():
+    rng = np.random.default_rng(3)
+    scenes = [scene for held_out in (True, False) for scene in ninth.zigzag_scenes(held_out)]
+    assert len(scenes) == len(set(scenes)) == 192
+    assert all(ninth.zigzags(measure_clip(ninth.render_zigzag(scene, rng))) for scene in scenes[::3])
+    assert not any(ninth.zigzags(measure_clip(clip)) for clip in true_clips(32, 5))
 
 
 def held_out_batches(count):
@@ -189,10 +198,3 @@ def test_the_trained_motion_is_drawn_by_generate_and_strength_0_is_the_base(tmp_
     assert main(["generate", prompt, "-o", str(clip), "--lora", f"{output}:0.7", "--steps", "2", "--fps", "low"]) == 0
     assert clip.stat().st_size > 500
     assert main(["info", str(output)]) == 0
-
-
-def test_several_processes_of_a_launcher_are_refused(tmp_path, clips, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert train(clips, tmp_path / "out.safetensors") == 2
-    assert "expected one process to train in, got 2 of a launcher" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
