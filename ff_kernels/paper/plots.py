@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -11,6 +10,7 @@ from ..demo.world.scenes import FULL_FRAMES, MEDIUM_FRAMES
 from ..media.pictures import write_image
 from ..metrics.plots import tick_labels, ticks
 from . import decoders, gaps, variants
+from .tables import Records, values_of
 
 _NAME_PX, _PANEL_PX, _GAP_PX, _ROW_PX, _HEAD_PX, _FOOT_PX = 150, 190, 22, 24, 28, 24
 _TEXT_PX, _DOT_PX, _TICKS = 12, 2.2, 4
@@ -20,11 +20,9 @@ _INK, _GRID, _BAR = "#303030", "#dddddd", "#8fb8d8"
 # Group to panels: the number and its title.
 PANELS: dict[str, tuple[tuple[str, str], ...]] = {
     variants.GROUP: (
-        ("color", "color"),
-        ("shape", "shape"),
-        ("background", "background"),
-        ("motion", "motion"),
-        ("warping", "warping error"),
+        ("motion", "motion right, share"),
+        ("all", "all five right, share"),
+        ("warping", "warping error (less is better)"),
     ),
     gaps.GROUP: (
         (f"PSNR {MEDIUM_FRAMES}", "PSNR, 5 to 17 frames (dB)"),
@@ -32,38 +30,45 @@ PANELS: dict[str, tuple[tuple[str, str], ...]] = {
         (f"SSIM {MEDIUM_FRAMES}", "SSIM, 17 frames"),
         (f"SSIM {FULL_FRAMES}", "SSIM, 65 frames"),
     ),
-    decoders.GROUP: (("PSNR", "PSNR (dB)"), ("SSIM", "SSIM")),
+    decoders.GROUP: (("PSNR", "PSNR (dB)"), ("SSIM", "SSIM"), ("flicker", "flicker (0..2)")),
 }
-Rows = Mapping[str, Mapping[str, Mapping[str, float]]]
+ORDER: dict[str, tuple[str, ...]] = {
+    variants.GROUP: (*variants.PAPER, variants.SHIPPED, variants.TRUTH),
+    gaps.GROUP: (gaps.OURS_EQUAL_TIME, gaps.MASKED, gaps.OURS, gaps.BLENDING, gaps.SHIPPED),
+    decoders.GROUP: (*(row.name for row in decoders.ROWS), decoders.TRUTH),
+}
 
 
-def draw_plots(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write one picture per group of the results into a folder and return their paths."""
+def draw_plots(done: Mapping[str, Records], folder: Path) -> list[Path]:
+    """Write one picture per table of which there are records into a folder and return their paths."""
     paths = []
     for group, panels in PANELS.items():
-        if group in results:
+        if group in done:
             paths.append(folder / f"{group}.png")
-            write_image(plot_rows(results[group]["rows"], panels), paths[-1])
+            shown = {name: done[group][name] for name in ORDER[group] if name in done[group]}
+            write_image(plot_rows(shown, panels), paths[-1])
     return paths
 
 
-def plot_rows(rows: Rows, panels: Sequence[tuple[str, str]]) -> Image.Image:
+def plot_rows(records: Records, panels: Sequence[tuple[str, str]]) -> Image.Image:
     """Return a picture with one panel per number and the rows downwards.
 
     Args:
-        rows: row to seed to numbers; a row without a number has no bar in its panel.
+        records: row to seed to record; a row without a number has no bar in its panel.
         panels: number and title.
     """
     width = _NAME_PX + len(panels) * (_PANEL_PX + _GAP_PX)
-    height = _HEAD_PX + _ROW_PX * len(rows) + _FOOT_PX
+    height = _HEAD_PX + _ROW_PX * len(records) + _FOOT_PX
     picture = Image.new("RGB", (width * _SCALE, height * _SCALE), "white")
     draw = ImageDraw.Draw(picture)
-    for place, name in enumerate(rows):
+    for place, name in enumerate(records):
         _write(draw, (_NAME_PX - 8, _HEAD_PX + _ROW_PX * (place + 0.5)), name, "rm")
     for i, (key, title) in enumerate(panels):
         left = _NAME_PX + i * (_PANEL_PX + _GAP_PX)
         _write(draw, (left, _HEAD_PX / 2), title, "lm")
-        values = [[numbers[key] for numbers in seeds.values() if key in numbers] for seeds in rows.values()]
+        values = [values_of(records, name, key) for name in records]
+        if not any(values):
+            continue
         _draw_panel(draw, left, values)
     return picture.resize((width, height), Image.Resampling.BOX)
 
