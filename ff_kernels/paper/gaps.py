@@ -1,13 +1,12 @@
 """The paper's interpolation against Masked Frame Interpolation and against blending, on true keyframes."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-from ..bench.gap_costs import count_gaps
+from ..bench.gap_costs import GapCost, count_gaps
 from ..checkpoints.conversion import write_checkpoint
 from ..checkpoints.detection import NULL_KEY, Kind
 from ..checkpoints.loading import load
@@ -135,6 +134,7 @@ def _fidelity(pairs: Iterable[tuple[Tensor, Tensor]], frames: int) -> Numbers:
     return mean_of(rows)
 
 
-def count_costs() -> dict[str, dict[str, int]]:
+@cache
+def count_costs() -> dict[str, GapCost]:
     """Return what both networks need at the released sizes, see ``bench.gap_costs``."""
-    return {name: asdict(cost) for name, cost in count_gaps().items()}
+    return count_gaps()

@@ -6,7 +6,7 @@ from typing import Any
 from . import decoders, gaps, variants
 from .runs import ExperimentRun, Job, find_record
 
-GROUPS = {module.GROUP: module for module in (gaps, decoders, variants)}
+GROUPS = {module.GROUP: module for module in (variants, gaps, decoders)}
 # Rows to seeds to records.
 Records = dict[str, dict[str, dict[str, Any]]]
 # Processor seconds of a step on a Xeon, measured beside other work; and what measuring adds to training.

@@ -4,7 +4,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..bench.gap_costs import count_gaps
 from ..bench.sizes import decoder_parameters, keyframe_parameters
 from ..demo.world.scenes import FULL_FRAMES, MEDIUM_FRAMES
 from ..models.configs import TEMPORAL_VARIANTS
@@ -70,7 +69,7 @@ def variant_table(records: Records) -> list[str]:
 
 def gap_table(records: Records) -> list[str]:
     """Return the lines of the table of interpolations."""
-    costs = count_gaps()
+    costs = gaps.count_costs()
     head = ["", "paper: IS / FVD"]
     for frames in (MEDIUM_FRAMES, FULL_FRAMES):
         head += [f"PSNR, {frames} frames", "SSIM", "warping error x 1000"]

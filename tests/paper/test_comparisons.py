@@ -26,8 +26,8 @@ from fusionframes.ff_kernels.paper import (
 from fusionframes.ff_kernels.pipeline.settings import Settings
 from fusionframes.ff_kernels.training.loop import TrainConfig
 
-# Shares of the budgets that leave a step or two.
-TINY = {gaps.GROUP: 0.002, decoders.GROUP: 0.003, variants.GROUP: 0.005}
+# A share of every budget that leaves one step and one clip of each kind.
+TINY = 1e-4
 
 
 @pytest.fixture(autouse=True)
@@ -292,14 +292,17 @@ def test_sentence_about_decoders_follows_the_numbers():
 
 @pytest.mark.parametrize("group", plan.GROUPS)
 def test_command_trains_measures_resumes_and_shows_at_a_tiny_share(tmp_path, capsys, group, monkeypatch):
-    monkeypatch.setattr(budgets, "TIME_FACTOR", 2)
-    arguments = ["--work", str(tmp_path), "--only", group, "--share", str(TINY[group]), "--seeds", "1"]
+    monkeypatch.setattr(budgets, "TIME_FACTOR", 1)
+    monkeypatch.setattr(budgets, "PRESET", "fast")
+    # The fewest that have a second difference over time.
+    monkeypatch.setattr(budgets, "DECODER_FRAMES", 3)
+    arguments = ["--work", str(tmp_path), "--only", group, "--share", str(TINY), "--seeds", "1"]
     assert command.main([*arguments, "--budget", "0"]) == 0
     assert "the same command goes on" in capsys.readouterr().out
     assert not (tmp_path / runs.JOBS).exists()
     assert command.main(arguments) == 0
     shown = capsys.readouterr().out
-    jobs = plan.GROUPS[group].jobs(runs.ExperimentRun(tmp_path, TINY[group], 1))
+    jobs = plan.GROUPS[group].jobs(runs.ExperimentRun(tmp_path, TINY, 1))
     kept = [json.loads((tmp_path / runs.JOBS / f"{job.stem}.json").read_text()) for job in jobs]
     assert np.isfinite([value for record in kept for value in record["numbers"].values()]).all()
     assert (tmp_path / f"{group}.png").stat().st_size > 1000

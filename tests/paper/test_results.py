@@ -5,11 +5,10 @@ import re
 
 import pytest
 
-from fusionframes.ff_kernels.bench.gap_costs import count_gaps
 from fusionframes.ff_kernels.bench.quality_report import RESULTS as QUALITY
 from fusionframes.ff_kernels.bench.quality_report import read_results
 from fusionframes.ff_kernels.models.configs import MIXED_VARIANT
-from fusionframes.ff_kernels.paper import RESULTS, budgets, command, curves, page, plan, runs, tables, variants
+from fusionframes.ff_kernels.paper import RESULTS, budgets, command, curves, gaps, page, plan, runs, tables, variants
 from fusionframes.ff_kernels.paper.verdicts import presets_verdict
 
 PAGE = page.PAGE.read_text(encoding="utf-8")
@@ -64,7 +63,7 @@ def test_page_says_the_budgets_of_the_package():
 
 
 def test_page_says_the_counted_share():
-    counted = count_gaps()
+    counted = gaps.count_costs()
     assert f"ours needs {counted['ours'].flops / counted['masked'].flops:.2f} of the work" in TEXT
 
 
