@@ -34,7 +34,7 @@ PANELS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 ORDER: dict[str, tuple[str, ...]] = {
     variants.GROUP: (*variants.PAPER, variants.SHIPPED, variants.TRUTH),
-    gaps.GROUP: (gaps.OURS_EQUAL_TIME, gaps.MASKED, gaps.OURS, gaps.BLENDING, gaps.SHIPPED),
+    gaps.GROUP: (gaps.OURS_EQUAL_TIME, gaps.MASKED, gaps.OURS, gaps.BLENDING, gaps.SHIPPED, gaps.TRUTH),
     decoders.GROUP: (*(row.name for row in decoders.ROWS), decoders.TRUTH),
 }
 

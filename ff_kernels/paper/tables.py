@@ -75,7 +75,7 @@ def gap_table(records: Records) -> list[str]:
         head += [f"PSNR, {frames} frames", "SSIM", "warping error x 1000"]
     head += [f"s for {FULL_FRAMES} frames", "TFLOP per step, full size", "min of training"]
     lines = []
-    for name in (gaps.OURS, gaps.OURS_EQUAL_TIME, gaps.MASKED, gaps.BLENDING, gaps.SHIPPED):
+    for name in (gaps.OURS, gaps.OURS_EQUAL_TIME, gaps.MASKED, gaps.BLENDING, gaps.SHIPPED, gaps.TRUTH):
         if name not in records:
             continue
         paper = " / ".join(f"{value:g}" for value in gaps.PAPER[name]) if name in gaps.PAPER else "-"
