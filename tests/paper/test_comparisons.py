@@ -18,6 +18,7 @@ from fusionframes.ff_kernels.paper import (
     gaps,
     page,
     plan,
+    plots,
     runs,
     tables,
     variants,
@@ -235,6 +236,12 @@ def test_spread_is_the_sample_deviation_over_seeds():
     assert tables.cell(rows, "a", "x", 2) == "2.00 (1.41)"
     assert tables.cell(rows, "b", "x", 1) == "2.0"
     assert tables.cell(rows, "b", "y", 1) == "-"
+
+
+def test_bars_start_at_zero_unless_their_ends_would_look_alike():
+    assert plots.axis_range([[0.6], [1.0]])[0] == 0
+    low, high = plots.axis_range([[40.1, 40.2], [40.4]])
+    assert 39 < low < 40.1 < 40.4 < high
 
 
 def test_a_difference_inside_of_the_spread_is_none():
