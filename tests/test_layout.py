@@ -31,7 +31,7 @@ DOORS = {
     "bench": "checkpoints demo errors files metrics models ops pipeline runtime sampling stages training",
     "training": "checkpoints errors files media models pipeline runtime sampling stages",
     "demo": "checkpoints errors files media metrics models pipeline sampling stages training",
-    "paper": "bench checkpoints demo errors files media metrics models pipeline stages training",
+    "paper": "bench checkpoints demo errors files media metrics models pipeline runtime stages training",
     "batch": "bench checkpoints demo errors files media models pipeline runtime sampling stages",
     "cli": "batch bench checkpoints demo errors media metrics ops pipeline runtime stages training verify",
     "__main__": "cli",

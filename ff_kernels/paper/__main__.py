@@ -2,7 +2,8 @@
 
 import sys
 
-from .command import main
+from .command import lower_priority, main
 
 if __name__ == "__main__":
+    lower_priority()
     sys.exit(main())

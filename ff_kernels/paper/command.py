@@ -1,21 +1,26 @@
-"""The command: runs what is missing, prints the tables, writes the JSON and the plots."""
+"""The command: does what is missing, job by job, and shows or collects what is there."""
 
 import argparse
 import json
+import os
+import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ..bench.quality_report import RESULTS as QUALITY
+from ..bench.quality_report import read_results, table
 from ..errors import FusionFramesError
-from ..files import atomic_path
-from . import RESULTS, budgets, decoders, gaps, variants
+from ..training.interruption import SignalStop
+from . import RESULTS, page
+from .curves import draw_curves
+from .plan import GROUPS, gather, jobs_of, list_jobs
 from .plots import draw_plots
-from .runs import ExperimentRun, Job, finish
-from .tables import tables
+from .runs import JOBS, ExperimentRun, OutOfTimeError, finish
 
-GROUPS = {module.GROUP: module for module in (variants, gaps, decoders)}
-JSON_NAME = "comparison.json"
+PRESETS = "presets"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,60 +29,97 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--work", type=Path, help="folder of numbers, weights and training states; resumed if it exists"
     )
-    parser.add_argument("--only", choices=GROUPS, action="append", help="only this comparison; may be repeated")
-    parser.add_argument("--share", type=float, default=1.0, help="factor on every budget (default 1: about an hour)")
-    parser.add_argument("--seeds", type=int, default=budgets.SEEDS, help=f"runs per row (default {budgets.SEEDS})")
+    parser.add_argument(
+        "--only", choices=(*GROUPS, PRESETS), action="append", help="only this comparison; may be repeated"
+    )
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="stop cleanly after so long, to go on later")
+    parser.add_argument("--dry-run", action="store_true", help="only list the jobs, and the hours that each needs")
+    parser.add_argument("--show", action="store_true", help="run nothing: print the tables of what is done")
+    parser.add_argument("--collect", action="store_true", help="run nothing: take what is done into the package")
+    parser.add_argument("--share", type=float, default=1.0, help="factor on every budget (default 1)")
+    parser.add_argument("--seeds", type=int, help="runs per row (default: 3 of the variants, 2 of the others)")
     parser.add_argument("--lpips", type=Path, help="network file for LPIPS of the decoders (default: none, column '-')")
-    parser.add_argument("--time", action="store_true", help="also time both interpolations; let nothing else run")
-    parser.add_argument("--results", type=Path, help="folder for JSON and plots (default: the folder of --work)")
-    parser.add_argument("--show", action="store_true", help="run nothing: print the tables of the shipped results")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train and measure the paper's comparisons at demo scale and print their tables."""
+    """Train and measure the paper's comparisons at demo scale; what an earlier run has done is not done again."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    if options.show:
-        print(tables(load_results(RESULTS)))
-        return 0
-    if options.work is None or options.seeds < 1 or options.share <= 0:
+    is_short = options.show or options.collect or options.dry_run
+    if (options.work is None and not is_short) or options.share <= 0 or (options.seeds or 1) < 1:
         parser.error("expected --work FOLDER, 1 or more seeds and a share above 0, or --show: give these")
-    run = ExperimentRun(options.work, options.share, tuple(range(1, options.seeds + 1)), options.lpips)
-    target = options.results or options.work
-    results = load_results(target)
-    try:
-        for group in options.only or GROUPS:
-            results[group] = run_group(run, group)
-            if group == gaps.GROUP:
-                results["cost"] = gaps.count_costs()
-                if options.time:
-                    results["seconds"] = gaps.time_both(run)
-            save_results(target, results)
-    except FusionFramesError as error:
-        parser.exit(2, f"paper: {error}\n")
-    print(tables(results))
-    draw_plots(results, target)
+    groups = [name for name in GROUPS if name in (options.only or GROUPS)]
+    deadline = time.monotonic() + 60 * options.budget if options.budget is not None else float("inf")
+    with SignalStop() as stop:
+        run = ExperimentRun(
+            options.work or RESULTS, options.share, options.seeds, options.lpips,
+            lambda: stop.asked or time.monotonic() > deadline,
+        )  # fmt: skip
+        jobs = jobs_of(run, groups)
+        try:
+            if options.collect:
+                collect(run)
+                return 0
+            if options.dry_run:
+                print("\n".join(list_jobs(run, jobs)))
+                return 0
+            if not options.show:
+                print("\n".join(list_jobs(run, jobs)), flush=True)
+                work_off(run, jobs)
+        except FusionFramesError as error:
+            parser.exit(2, f"paper: {error}\n")
+    done = gather(run, jobs)
+    if not options.show:
+        draw_plots(done, run.folder)
+        draw_curves(done, run.folder)
+    print("\n\n".join("\n".join(page.section(group, done, jobs)) for group in groups))
+    if options.only is None or PRESETS in options.only:
+        print("\n".join(["", *table(read_results(QUALITY)["rows"])]))
     return 0
 
 
-def run_group(run: ExperimentRun, group: str) -> dict[str, object]:
-    """Finish every run of a group and return its budget and numbers: rows to seeds to numbers."""
-    jobs: list[Job] = GROUPS[group].jobs(run)
-    rows: dict[str, dict[str, dict[str, float]]] = {}
-    for job in tqdm(jobs, desc=group, unit="run"):
-        rows.setdefault(job.name, {})[str(job.seed)] = finish(run, group, job)
-    return {"settings": json.loads(json.dumps(jobs[-1].settings)), "rows": rows}
+def work_off(run: ExperimentRun, jobs: Sequence) -> None:
+    """Finish jobs until time is over."""
+    try:
+        for job in tqdm(jobs, desc="jobs", unit="job"):
+            finish(run, job)
+    except OutOfTimeError as left:
+        print(f"left at {left}; the same command goes on from here", flush=True)
 
 
-def load_results(folder: Path) -> dict[str, object]:
-    """Return the results kept in a folder, empty if there are none."""
-    path = folder / JSON_NAME
-    return json.loads(path.read_text(encoding="ascii")) if path.exists() else {}
+def collect(run: ExperimentRun) -> None:
+    """Take the finished jobs of a folder into the package: numbers, pictures and page; stale numbers go."""
+    jobs = jobs_of(run, GROUPS)
+    target = RESULTS / JOBS
+    target.mkdir(parents=True, exist_ok=True)
+    done = gather(run, jobs)
+    for job in jobs:
+        if str(job.seed) in done.get(job.group, {}).get(job.name, {}) and run.record_file(job).exists():
+            shutil.copyfile(run.record_file(job), target / run.record_file(job).name)
+    kept = {f"{job.stem}.json" for job in jobs if str(job.seed) in done.get(job.group, {}).get(job.name, {})}
+    for path in target.glob("*.json"):
+        if path.name not in kept:
+            path.unlink()
+    for group in GROUPS:
+        if page.is_ranked(group, done, jobs):
+            draw_plots({group: done[group]}, RESULTS)
+            draw_curves({group: done[group]}, RESULTS)
+    drop_old(done, jobs)
+    page.write(done, jobs)
 
 
-def save_results(folder: Path, results: dict[str, object]) -> None:
-    """Keep results in a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / JSON_NAME) as path:
-        path.write_text(json.dumps(results, indent=1) + "\n", encoding="ascii")
+def drop_old(done: dict, jobs: Sequence) -> None:
+    """Drop the old numbers of tables that have a complete seed of new ones."""
+    old = page.load_old()
+    left = {group: old[group] for group in old if not page.is_ranked(group, done, jobs)}
+    if left != old and left:
+        page.OLD.write_text(json.dumps(left, indent=1) + "\n", encoding="ascii")
+    elif not left:
+        page.OLD.unlink(missing_ok=True)
+
+
+def lower_priority() -> None:
+    """Let everything else on the machine go first, where the system can."""
+    if hasattr(os, "nice"):
+        os.nice(10)

@@ -11,6 +11,8 @@ from torch import Tensor
 from ..demo import recipe
 from ..demo.batches import draw_clip, draw_windows, window_times
 from ..demo.evaluate import held_out_scenes
+from ..demo.recipe import DECODER_SQUARED
+from ..metrics.consistency import pixel_flicker
 from ..metrics.fidelity import fidelity_curves
 from ..metrics.lpips import load_lpips
 from ..models.configs import MOVQ, MoVQConfig
@@ -21,9 +23,10 @@ from ..training.freezing import freeze
 from ..training.initial import initialise
 from ..training.losses import FrozenEncoder
 from . import budgets
-from .runs import ExperimentRun, Job, Numbers, mean_of, shipped
+from .runs import ExperimentRun, Job, Numbers, Training, mean_of, shipped
 
 GROUP = "decoders"
+TRUTH = "true clips"
 _CONV1D, _CONV3D = {"temporal": True, "temporal_kernel_size": (3, 1, 1)}, {"temporal": True}
 _ATTENTION = {"temporal_attention_block": True}
 
@@ -90,24 +93,40 @@ def _inflate(weight: Tensor, like: Tensor) -> Tensor:
 
 
 def jobs(run: ExperimentRun) -> list[Job]:
-    """Return the runs: the image decoder as it is, every other row under every seed."""
+    """Return the jobs: true clips, the image decoder as it is, every other row under every seed."""
     budget = budgets.DECODERS.scaled(run.share)
-    settings = {"budget": budget.to_dict(), "lpips": None if run.lpips is None else run.lpips.name}
-    out = []
-    for row in ROWS:
-        for seed in run.seeds if row.trained != "-" else (0,):
-            out.append(Job(row.name, seed, partial(_work, run, row, seed, budget), settings))
+    settings = {"evaluated": budget.evaluated, "lpips": None if run.lpips is None else run.lpips.name}
+    image, *rows = ROWS
+    out = [
+        Job(GROUP, TRUTH, 0, lambda _: mean_of(map(_flicker, held_out_windows(budget.evaluated))), settings),
+        Job(GROUP, image.name, 0, lambda _: measure(start_of(image).eval(), budget.evaluated, run), settings),
+    ]
+    for seed in run.seeds_of(budgets.DECODER_SEEDS):
+        for row in rows:
+            training = Training(
+                partial(objective_of, row),
+                lambda _: partial(draw_windows, frames=budgets.DECODER_FRAMES),
+                budget,
+                {"squared": DECODER_SQUARED, "frames": budgets.DECODER_FRAMES},
+            )
+            work = partial(_measure_trained, run, budget.evaluated)
+            out.append(Job(GROUP, row.name, seed, work, settings, training))
     return out
 
 
-def _work(run: ExperimentRun, row: Row, seed: int, budget: budgets.Budget) -> Numbers:
-    torch.manual_seed(seed)
-    objective = FrozenEncoder(start_of(row))
-    if row.trained != "-":
-        freeze(objective, lambda name: row.trained == "whole" or "temporal" in name)
-        draw = partial(draw_windows, frames=budgets.DECODER_FRAMES)
-        run.train(GROUP, row.name, seed, objective, draw, budget)
-    return measure(objective.movq.eval(), held_out_windows(budget.evaluated), run)
+def objective_of(row: Row) -> FrozenEncoder:
+    """Return the training objective of a row: what it trains is free, the encoder is not."""
+    objective = FrozenEncoder(start_of(row), DECODER_SQUARED)
+    freeze(objective, lambda name: row.trained == "whole" or "temporal" in name)
+    return objective
+
+
+def _measure_trained(run: ExperimentRun, clips: int, objective: FrozenEncoder) -> Numbers:
+    return measure(objective.movq, clips, run)
+
+
+def _flicker(clip: Tensor) -> Numbers:
+    return {"flicker": pixel_flicker(clip).mean().item()}
 
 
 def held_out_windows(count: int) -> list[Tensor]:
@@ -122,13 +141,13 @@ def held_out_windows(count: int) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def measure(movq: MoVQ, clips: list[Tensor], run: ExperimentRun) -> Numbers:
-    """Return PSNR (dB), SSIM, MSE and, with a network, LPIPS of clips through the autoencoder, means over frames."""
+def measure(movq: MoVQ, clips: int, run: ExperimentRun) -> Numbers:
+    """Return PSNR (dB), SSIM, MSE, flicker and, with a network, LPIPS of held-out clips, means over frames."""
     distance = None if run.lpips is None else load_lpips(run.lpips)
     rows = []
-    for clip in clips:
+    for clip in held_out_windows(clips):
         frames = decode(movq, movq.encode(clip * 2 - 1), chunk=len(clip))
-        row = {name: curve.mean().item() for name, curve in fidelity_curves(clip, frames).items()}
+        row = {name: curve.mean().item() for name, curve in fidelity_curves(clip, frames).items()} | _flicker(frames)
         if distance is not None:
             row["LPIPS"] = distance(clip, frames).mean().item()
         rows.append(row)

@@ -1,15 +1,13 @@
 """The paper's interpolation against Masked Frame Interpolation and against blending, on true keyframes."""
 
 import statistics
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Iterable, Mapping
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-from ..bench.gap_costs import count_gaps
+from ..bench.gap_costs import GapCost, count_gaps
 from ..checkpoints.conversion import write_checkpoint
 from ..checkpoints.detection import NULL_KEY, Kind
 from ..checkpoints.loading import load
@@ -17,6 +15,7 @@ from ..demo import WEIGHTS, batches, recipe
 from ..demo.evaluate import blend, interpolated_clips, true_clips
 from ..demo.model import demo_pipeline
 from ..demo.world.scenes import FULL_FRAMES, MEDIUM_FRAMES
+from ..metrics.consistency import warping_error
 from ..metrics.fidelity import fidelity_curves
 from ..models.interpolation_unet import InterpolationUNet
 from ..models.masked_unet import MaskedUNet
@@ -25,16 +24,16 @@ from ..pipeline.settings import Settings
 from ..stages.interpolation import SKIP_FRAMES
 from ..training.initial import initialise
 from ..training.losses import GapVelocity, MaskedVelocity
+from ..training.run_folder import TrainRun
 from . import budgets
-from .runs import ExperimentRun, Job, Numbers, mean_of, pipeline_with
+from .runs import ExperimentRun, Job, Numbers, Training, core_seconds, mean_of, pipeline_with, sampling, seeded
 
 GROUP = "gaps"
-BLENDING, SHIPPED = "linear blending", "demo weights then"
+BLENDING, SHIPPED, TRUTH = "linear blending", "demo weights", "true clips"
 OURS, OURS_EQUAL_TIME, MASKED = "ours", "ours, equal time", "masked"
 # IS and FVD of the paper's appendix 10 at 30 frames per second.
 PAPER = {MASKED: (23.371, 550.932), OURS: (24.325, 433.054)}
 LENGTHS = {MEDIUM_FRAMES: 1, FULL_FRAMES: 2}
-TIMED_RUNS = 3
 
 
 def start_of(name: str) -> GapVelocity | MaskedVelocity:
@@ -49,98 +48,102 @@ def start_of(name: str) -> GapVelocity | MaskedVelocity:
 
 
 def jobs(run: ExperimentRun) -> list[Job]:
-    """Return the runs: blending and the shipped interpolation as they are, every network under every seed."""
+    """Return the jobs: blending and the shipped interpolation as they are, every network under every seed."""
     budget = budgets.GAPS.scaled(run.share)
-    settings = {
-        "budget": budget.to_dict(),
-        "sampling_steps": budgets.SAMPLING_STEPS,
-        "time_factor": budgets.TIME_FACTOR,
-    }
+    counts = {MEDIUM_FRAMES: budget.evaluated, FULL_FRAMES: budget.long_clips}
+    settings = {**sampling(), "evaluated": {str(frames): count for frames, count in counts.items()}}
     out = [
-        Job(BLENDING, 0, partial(_measure_blending, budget), settings),
-        Job(SHIPPED, 0, lambda: measure(demo_pipeline(), budget), settings),
+        Job(GROUP, TRUTH, 0, lambda _: _measure_truth(counts), settings),
+        Job(GROUP, BLENDING, 0, lambda _: _measure_blending(counts), settings),
+        Job(GROUP, SHIPPED, 0, lambda _: measure(demo_pipeline(), counts), settings),
     ]
-    for name in (OURS, OURS_EQUAL_TIME, MASKED):
-        factor = budgets.TIME_FACTOR if name == OURS_EQUAL_TIME else 1
-        longer = replace(budget, train=replace(budget.train, steps=budget.train.steps * factor))
-        out += [Job(name, seed, partial(_work, run, name, seed, longer), settings) for seed in run.seeds]
+    for seed in run.seeds_of(budgets.GAP_SEEDS):
+        for name in (OURS, MASKED, OURS_EQUAL_TIME):
+            longer = budget.longer(budgets.TIME_FACTOR if name == OURS_EQUAL_TIME else 1)
+            work = partial(_measure_trained, run, f"{GROUP}-{name.replace(', ', '-').replace(' ', '-')}", seed)
+            draw = batches.draw_groups if name == MASKED else batches.draw_gaps
+            training = Training(
+                partial(start_of, name),
+                lambda train_run, draw=draw: partial(draw, clips=_clips(train_run, budget)),
+                longer,
+                watch=partial(work, counts={MEDIUM_FRAMES: budget.watched_clips}),
+            )
+            out.append(Job(GROUP, name, seed, partial(work, counts=counts), settings, training))
     return out
 
 
-def _work(run: ExperimentRun, name: str, seed: int, budget: budgets.Budget) -> Numbers:
-    torch.manual_seed(seed)
-    objective = start_of(name)
+def _clips(run: TrainRun, budget: budgets.Budget) -> dict[int, batches.LatentClips]:
     movq = load(WEIGHTS / "vae" / "fusionframes_demo_movq.safetensors", dtype=torch.float32).network
-    clips = {
+    return {
         skip: batches.cached_clips(
-            run.train_run(GROUP, seed),
-            f"skip_{skip}",
-            movq,
-            budget.clips,
-            partial(batches.encode_clips, seed=2 + skip, skip_frames=skip),
+            run, f"skip_{skip}", movq, budget.clips, partial(batches.encode_clips, seed=2 + skip, skip_frames=skip)
         )
         for skip in SKIP_FRAMES
     }
-    draw = partial(batches.draw_groups if name == MASKED else batches.draw_gaps, clips=clips)
-    run.train(GROUP, name.replace(", ", "-").replace(" ", "-"), seed, objective, draw, budget)
-    path = run.weights_file(GROUP, name.replace(", ", "-").replace(" ", "-"), seed)
-    config = objective.unet.config
+
+
+def _measure_trained(
+    run: ExperimentRun, name: str, seed: int, objective: GapVelocity | MaskedVelocity, counts: Mapping[int, int]
+) -> Numbers:
+    path, config = run.weights_file(name), objective.unet.config
     tensors = {**objective.unet.state_dict(), NULL_KEY: objective.null_embedding.detach()}
     write_checkpoint(path, Kind(config.stage, config.family, config), tensors, torch.float32)
-    return measure(pipeline_with(path), budget, seed)
+    return measure(pipeline_with(path), counts, seed)
 
 
-def measure(pipeline: Pipeline, budget: budgets.Budget, seed: int = 0) -> Numbers:
-    """Return PSNR (dB), SSIM and MSE of the new frames that a pipeline's interpolation makes of true keyframes."""
-    settings = Settings(fps="low", steps=budgets.SAMPLING_STEPS, seed=1000 * seed)
+def measure(pipeline: Pipeline, counts: Mapping[int, int], seed: int = 0) -> Numbers:
+    """Return the fidelity of the new frames that a pipeline's interpolation makes of true keyframes.
+
+    Args:
+        pipeline: with the interpolation to measure.
+        counts: length of clips in frames to number of clips.
+        seed: of the job.
+
+    Returns:
+        For every length PSNR (dB), SSIM, MSE, warping error and the processor seconds of a clip, decoding included.
+    """
+    settings = Settings(fps="low", preset=budgets.PRESET, seed=seeded(seed))
     numbers: Numbers = {}
-    for frames, count in _clip_counts(budget):
-        pairs = interpolated_clips(pipeline, true_clips(count, frames, seed=5), LENGTHS[frames], settings)
+    for frames, count in counts.items():
+        clips = true_clips(count, frames, seed=5)
+        work = partial(interpolated_clips, pipeline, clips, LENGTHS[frames], settings)
+        if not numbers:
+            # The first run of all loads the networks.
+            list(interpolated_clips(pipeline, clips[:1], LENGTHS[frames], settings))
+        pairs, seconds = core_seconds(lambda work=work: list(work()))
         numbers |= _fidelity(((clip, made) for clip, made, _ in pairs), frames)
+        numbers[f"seconds {frames}"] = seconds / count
     return numbers
 
 
-def _measure_blending(budget: budgets.Budget) -> Numbers:
+def _measure_blending(counts: Mapping[int, int]) -> Numbers:
     numbers: Numbers = {}
-    for frames, count in _clip_counts(budget):
+    for frames, count in counts.items():
         spacing = 4 ** LENGTHS[frames]
         clips = true_clips(count, frames, seed=5)
         numbers |= _fidelity(((clip, blend(clip[::spacing], spacing)) for clip in clips), frames)
     return numbers
 
 
-def _clip_counts(budget: budgets.Budget) -> tuple[tuple[int, int], ...]:
-    return (MEDIUM_FRAMES, budget.evaluated), (FULL_FRAMES, budget.long_clips)
+def _measure_truth(counts: Mapping[int, int]) -> Numbers:
+    clips = {frames: true_clips(count, frames, seed=5) for frames, count in counts.items()}
+    return {
+        f"warping {frames}": statistics.fmean(warping_error(clip).mean().item() for clip in clips[frames])
+        for frames in counts
+    }
 
 
-def _fidelity(pairs: Iterator[tuple[Tensor, Tensor]], frames: int) -> Numbers:
-    """Return means over the new frames of all clips; the frames given are left out."""
+def _fidelity(pairs: Iterable[tuple[Tensor, Tensor]], frames: int) -> Numbers:
+    """Return means over the new frames of all clips, the frames given are left out; the warping error is of all."""
     new = torch.arange(frames) % 4 ** LENGTHS[frames] != 0
     rows = []
     for truth, made in pairs:
-        curves = fidelity_curves(truth[new], made[new])
+        curves = fidelity_curves(truth[new], made[new]) | {"warping": warping_error(made)}
         rows.append({f"{name} {frames}": curve.mean().item() for name, curve in curves.items()})
     return mean_of(rows)
 
 
-def count_costs() -> dict[str, dict[str, int]]:
+@cache
+def count_costs() -> dict[str, GapCost]:
     """Return what both networks need at the released sizes, see ``bench.gap_costs``."""
-    return {name: asdict(cost) for name, cost in count_gaps().items()}
-
-
-def time_both(run: ExperimentRun) -> dict[str, float]:
-    """Return the median seconds of each network from 5 keyframes to 65 frames of latents, demo scale, 20 steps."""
-    clip = true_clips(1, FULL_FRAMES, seed=5)[0]
-    out = {}
-    for name in (OURS, MASKED):
-        pipeline = pipeline_with(run.weights_file(GROUP, name, run.seeds[0]))
-        settings = pipeline.resolve(Settings(fps="low", steps=budgets.SAMPLING_STEPS))
-        with torch.inference_mode():
-            keyframes = pipeline.network("movq").network.encode(clip[::16] * 2 - 1)[None]
-            taken = []
-            for _ in range(TIMED_RUNS):
-                start = time.perf_counter()
-                pipeline.interpolate(keyframes, settings, passes=2)
-                taken.append(time.perf_counter() - start)
-        out[name] = statistics.median(taken)
-    return out
+    return count_gaps()

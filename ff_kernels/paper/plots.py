@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -11,59 +10,69 @@ from ..demo.world.scenes import FULL_FRAMES, MEDIUM_FRAMES
 from ..media.pictures import write_image
 from ..metrics.plots import tick_labels, ticks
 from . import decoders, gaps, variants
+from .tables import Records, values_of
 
-_NAME_PX, _PANEL_PX, _GAP_PX, _ROW_PX, _HEAD_PX, _FOOT_PX = 150, 190, 22, 24, 28, 24
+_NAME_PX, _PANEL_PX, _GAP_PX, _ROW_PX, _HEAD_PX, _FOOT_PX = 150, 220, 22, 24, 28, 24
 _TEXT_PX, _DOT_PX, _TICKS = 12, 2.2, 4
 # Drawn larger and reduced, as Pillow's lines have no soft edges of their own.
 _SCALE = 2
 _INK, _GRID, _BAR = "#303030", "#dddddd", "#8fb8d8"
-# Group to panels: the number and its title.
-PANELS: dict[str, tuple[tuple[str, str], ...]] = {
+# Table to panels: the number, its title and its unit.
+PANELS: dict[str, tuple[tuple[str, str, float], ...]] = {
     variants.GROUP: (
-        ("color", "color"),
-        ("shape", "shape"),
-        ("background", "background"),
-        ("motion", "motion"),
-        ("warping", "warping error"),
+        ("motion", "motion right, share", 1.0),
+        ("all", "all five right, share", 1.0),
+        ("warping", "warping error x 1000, less is better", 1e-3),
     ),
     gaps.GROUP: (
-        (f"PSNR {MEDIUM_FRAMES}", "PSNR, 5 to 17 frames (dB)"),
-        (f"PSNR {FULL_FRAMES}", "PSNR, 5 to 65 frames (dB)"),
-        (f"SSIM {MEDIUM_FRAMES}", "SSIM, 17 frames"),
-        (f"SSIM {FULL_FRAMES}", "SSIM, 65 frames"),
+        (f"PSNR {MEDIUM_FRAMES}", "PSNR, 5 to 17 frames (dB)", 1.0),
+        (f"PSNR {FULL_FRAMES}", "PSNR, 5 to 65 frames (dB)", 1.0),
+        (f"SSIM {MEDIUM_FRAMES}", "SSIM, 17 frames", 1.0),
+        (f"SSIM {FULL_FRAMES}", "SSIM, 65 frames", 1.0),
     ),
-    decoders.GROUP: (("PSNR", "PSNR (dB)"), ("SSIM", "SSIM")),
+    decoders.GROUP: (
+        ("PSNR", "PSNR (dB)", 1.0),
+        ("SSIM", "SSIM", 1.0),
+        ("flicker", "flicker x 1000, less is better", 1e-3),
+    ),
 }
-Rows = Mapping[str, Mapping[str, Mapping[str, float]]]
+ORDER: dict[str, tuple[str, ...]] = {
+    variants.GROUP: (*variants.PAPER, variants.SHIPPED, variants.TRUTH),
+    gaps.GROUP: (gaps.OURS_EQUAL_TIME, gaps.MASKED, gaps.OURS, gaps.BLENDING, gaps.SHIPPED, gaps.TRUTH),
+    decoders.GROUP: (*(row.name for row in decoders.ROWS), decoders.TRUTH),
+}
 
 
-def draw_plots(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write one picture per group of the results into a folder and return their paths."""
+def draw_plots(done: Mapping[str, Records], folder: Path) -> list[Path]:
+    """Write one picture per table of which there are records into a folder and return their paths."""
     paths = []
     for group, panels in PANELS.items():
-        if group in results:
+        if group in done:
             paths.append(folder / f"{group}.png")
-            write_image(plot_rows(results[group]["rows"], panels), paths[-1])
+            shown = {name: done[group][name] for name in ORDER[group] if name in done[group]}
+            write_image(plot_rows(shown, panels), paths[-1])
     return paths
 
 
-def plot_rows(rows: Rows, panels: Sequence[tuple[str, str]]) -> Image.Image:
+def plot_rows(records: Records, panels: Sequence[tuple[str, str, float]]) -> Image.Image:
     """Return a picture with one panel per number and the rows downwards.
 
     Args:
-        rows: row to seed to numbers; a row without a number has no bar in its panel.
-        panels: number and title.
+        records: row to seed to record; a row without a number has no bar in its panel.
+        panels: number, title and unit.
     """
     width = _NAME_PX + len(panels) * (_PANEL_PX + _GAP_PX)
-    height = _HEAD_PX + _ROW_PX * len(rows) + _FOOT_PX
+    height = _HEAD_PX + _ROW_PX * len(records) + _FOOT_PX
     picture = Image.new("RGB", (width * _SCALE, height * _SCALE), "white")
     draw = ImageDraw.Draw(picture)
-    for place, name in enumerate(rows):
+    for place, name in enumerate(records):
         _write(draw, (_NAME_PX - 8, _HEAD_PX + _ROW_PX * (place + 0.5)), name, "rm")
-    for i, (key, title) in enumerate(panels):
+    for i, (key, title, unit) in enumerate(panels):
         left = _NAME_PX + i * (_PANEL_PX + _GAP_PX)
         _write(draw, (left, _HEAD_PX / 2), title, "lm")
-        values = [[numbers[key] for numbers in seeds.values() if key in numbers] for seeds in rows.values()]
+        values = [[value / unit for value in values_of(records, name, key)] for name in records]
+        if not any(values):
+            continue
         _draw_panel(draw, left, values)
     return picture.resize((width, height), Image.Resampling.BOX)
 
@@ -73,7 +82,7 @@ def axis_range(values: Sequence[Sequence[float]]) -> tuple[float, float]:
     flat = [value for row in values for value in row]
     low, high = min(flat), max(flat)
     # Tenths of a decibel would not be seen on an axis from zero.
-    start = 0.0 if low < 0.5 * high else low - 0.3 * (high - low or abs(high) or 1.0)
+    start = 0.0 if low < 0.9 * high else low - 0.3 * (high - low or abs(high) or 1.0)
     return start, high + 0.05 * (high - start or 1.0)
 
 

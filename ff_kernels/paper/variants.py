@@ -1,9 +1,10 @@
 """Figure 3 of the paper at demo scale: four ways to mix time over one frozen spatial network."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,8 +13,11 @@ from ..checkpoints.detection import NULL_KEY, Kind
 from ..checkpoints.folder import TOKENIZER_NAME
 from ..checkpoints.loading import Loaded, load
 from ..demo import WEIGHTS, batches, recipe
+from ..demo.batches import LatentClips
 from ..demo.evaluate import held_out_scenes, sample_clips, true_clips
+from ..demo.lessons import Lessons, draw_keyframes_and_lessons, make_lessons
 from ..demo.model import demo_pipeline
+from ..demo.start.noise_path import hold_noise
 from ..demo.world.measure import measure_scene, score
 from ..demo.world.scenes import KEYFRAMES
 from ..metrics.consistency import NEIGHBOUR, PIXEL_FLICKER, WARPING, temporal_curves
@@ -26,11 +30,12 @@ from ..stages.tokenizer import Tokenizer
 from ..training.freezing import freeze
 from ..training.initial import initialise
 from ..training.losses import KeyframeNoise
+from ..training.run_folder import TrainRun
 from . import budgets
-from .runs import ExperimentRun, Job, Numbers, mean_of, pipeline_with, shipped
+from .runs import ExperimentRun, Job, Numbers, Training, mean_of, pipeline_with, sampling, seeded, shipped
 
 GROUP = "variants"
-SHIPPED, TRUTH = "demo weights then", "true clips"
+SHIPPED, TRUTH = "demo weights", "true clips"
 CONSISTENCY = {"warping": WARPING, "neighbours": NEIGHBOUR, "flicker": PIXEL_FLICKER}
 # IS, FVD and CLIPSIM of the paper's table 1 after 100,000 steps.
 PAPER: Mapping[str, tuple[float, float, float]] = {
@@ -44,7 +49,9 @@ PAPER: Mapping[str, tuple[float, float, float]] = {
 def start_of(variant: str) -> KeyframeNoise:
     """Return the training objective of a variant: shipped text encoder and spatial weights, fresh temporal parts.
 
-    Only the temporal parts train, as in the paper; they start without effect.
+    Only the temporal parts train, as in the paper; they start without effect, and no variant is given the codes of
+    motion that the demo's own training starts with, as there is a place for them in blocks only. The channels on which
+    the noise passes are left alone in every variant.
     """
     keyframes = _shipped_keyframes()
     unet = initialise(KeyframeUNet(replace(recipe.KEYFRAMES, temporal_variant=variant)))
@@ -53,6 +60,7 @@ def start_of(variant: str) -> KeyframeNoise:
     objective = KeyframeNoise(shipped("text_encoders/fusionframes_demo_text_encoder"), keyframes.projection, unet)
     with torch.no_grad():
         objective.null_embedding.copy_(keyframes.null_embedding)
+    hold_noise(unet)
     freeze(objective, is_temporal)
     return objective
 
@@ -62,37 +70,61 @@ def _shipped_keyframes() -> Loaded:
 
 
 def jobs(run: ExperimentRun) -> list[Job]:
-    """Return the runs: true clips, the shipped weights as they are, and every variant under every seed."""
+    """Return the jobs: true clips, the shipped weights as they are, and every variant under every seed."""
     budget = budgets.VARIANTS.scaled(run.share)
-    settings = {"budget": budget.to_dict(), "sampling_steps": budgets.SAMPLING_STEPS}
+    settings = {**sampling(), "evaluated": budget.evaluated}
     out = [
-        Job(TRUTH, 0, lambda: mean_of(_steadiness(clip) for clip in true_keyframes(budget.evaluated)), settings),
-        Job(SHIPPED, 0, lambda: measure(demo_pipeline(), budget.evaluated), settings),
+        Job(GROUP, TRUTH, 0, lambda _: mean_of(map(_steadiness, true_keyframes(budget.evaluated))), settings),
+        Job(GROUP, SHIPPED, 0, lambda _: measure(demo_pipeline(), budget.evaluated), settings),
     ]
-    for variant in TEMPORAL_VARIANTS:
-        out += [Job(variant, seed, partial(_work, run, variant, seed, budget), settings) for seed in run.seeds]
+    for seed in run.seeds_of(budgets.VARIANT_SEEDS):
+        for variant in TEMPORAL_VARIANTS:
+            work = partial(_measure_trained, run, f"{GROUP}-{variant}", seed)
+            training = Training(
+                partial(start_of, variant),
+                lambda train_run: partial(_draw, source=_source(train_run, budget)),
+                budget,
+                {"mix": asdict(budgets.VARIANT_MIX)},
+                partial(work, captions=budget.watched_clips),
+            )
+            out.append(Job(GROUP, variant, seed, partial(work, captions=budget.evaluated), settings, training))
     return out
 
 
-def _work(run: ExperimentRun, variant: str, seed: int, budget: budgets.Budget) -> Numbers:
-    torch.manual_seed(seed)
-    objective = start_of(variant)
+@dataclass(frozen=True)
+class Source:
+    """What batches are drawn from."""
+
+    clips: LatentClips
+    lessons: Lessons
+    tokenizer: Tokenizer
+
+
+def _source(run: TrainRun, budget: budgets.Budget) -> Source:
     movq = load(WEIGHTS / "vae" / "fusionframes_demo_movq.safetensors", dtype=torch.float32).network
     encode = partial(batches.encode_clips, seed=1, skip_frames=None)
-    clips = batches.cached_clips(run.train_run(GROUP, seed), "keyframes", movq, budget.clips, encode)
-    tokenizer = Tokenizer(WEIGHTS / "text_encoders" / TOKENIZER_NAME)
-    draw = partial(batches.draw_keyframes, clips=clips, tokenizer=tokenizer)
-    run.train(GROUP, variant, seed, objective, draw, budget)
-    path = run.weights_file(GROUP, variant, seed)
+    clips = batches.cached_clips(run, "keyframes", movq, budget.clips, encode)
+    return Source(clips, make_lessons(clips, movq), Tokenizer(WEIGHTS / "text_encoders" / TOKENIZER_NAME))
+
+
+def _draw(rng: np.random.Generator, batch: int, source: Source) -> tuple[Tensor, ...]:
+    # No twin is drawn: its share is zero.
+    return draw_keyframes_and_lessons(
+        rng, batch, source.clips, source.lessons, source.clips, source.tokenizer, budgets.VARIANT_MIX
+    )
+
+
+def _measure_trained(run: ExperimentRun, name: str, seed: int, objective: KeyframeNoise, captions: int) -> Numbers:
+    path = run.weights_file(name)
     projection = {f"projections.t5.{k}": v for k, v in objective.text["projection"].state_dict().items()}
     tensors = {**objective.unet.state_dict(), **projection, NULL_KEY: objective.null_embedding.detach()}
     write_checkpoint(path, Kind("keyframe", "1.0", objective.unet.config), tensors, torch.float32)
-    return measure(pipeline_with(path), budget.evaluated, seed)
+    return measure(pipeline_with(path), captions, seed)
 
 
 def measure(pipeline: Pipeline, captions: int, seed: int = 0) -> Numbers:
     """Return the share of right answers per attribute and the temporal consistency for held-out captions."""
-    settings = Settings(fps="low", steps=budgets.SAMPLING_STEPS, seed=1000 * seed)
+    settings = Settings(fps="low", preset=budgets.PRESET, seed=seeded(seed))
     rows = []
     for scene, frames in sample_clips(pipeline, held_out_scenes(captions, seed=4), settings):
         right = {name: float(value) for name, value in score(scene, measure_scene(frames)).items()}

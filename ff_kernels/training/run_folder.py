@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..files import atomic_path
-from .loop import Curriculum, Draw, TrainConfig, train
+from .loop import Curriculum, Draw, TrainConfig, Training, train
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,23 @@ class TrainRun:
         """File of a finished stage."""
         return self.folder / f"{stage}.safetensors"
 
-    def train(self, stage: str, objective: nn.Module, source: Draw | Curriculum, config: TrainConfig) -> None:
-        """Train an objective to its end; it then has the averaged weights where trained. Nothing but state is kept."""
+    def train(
+        self,
+        stage: str,
+        objective: nn.Module,
+        source: Draw | Curriculum,
+        config: TrainConfig,
+        on_step: Callable[[Training], bool | None] | None = None,
+    ) -> None:
+        """Train an objective to its end, or to where ``on_step`` stops it; it then has the averaged weights.
+
+        Nothing but the state is kept; arguments as of ``loop.train``.
+        """
         config = replace(config, steps=self.scaled(config.steps))
         checkpoint = self.folder / "state" / f"{stage}.pt"
-        averages = train(objective.to(self.device), source, config, checkpoint, dtype=self.dtype, seed=self.seed)
+        averages = train(
+            objective.to(self.device), source, config, checkpoint, dtype=self.dtype, seed=self.seed, on_step=on_step
+        )
         objective.cpu().load_state_dict(averages, strict=False)
 
     def save(self, stage: str, weights: dict[str, Tensor]) -> None:

@@ -1,103 +1,90 @@
-"""What the page of the comparisons says is what the committed results hold, and the package can make again."""
+"""What the page of the comparisons says is what the committed numbers hold, and the package can make again."""
 
-import dataclasses
 import json
 import re
-from pathlib import Path
 
 import pytest
 
-from fusionframes.ff_kernels.bench.gap_costs import count_gaps
-from fusionframes.ff_kernels.models.configs import MIXED_VARIANT, TEMPORAL_VARIANTS
-from fusionframes.ff_kernels.paper import RESULTS, budgets, command, gaps, runs, tables, variants
+from fusionframes.ff_kernels.bench.quality_report import RESULTS as QUALITY
+from fusionframes.ff_kernels.bench.quality_report import read_results
+from fusionframes.ff_kernels.models.configs import MIXED_VARIANT
+from fusionframes.ff_kernels.paper import RESULTS, budgets, command, curves, gaps, page, plan, runs, tables, variants
+from fusionframes.ff_kernels.paper.verdicts import presets_verdict
 
-PAGE = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+PAGE = page.PAGE.read_text(encoding="utf-8")
 TEXT = " ".join(PAGE.split())
-RESULT = command.load_results(RESULTS)
-MAKERS = {"variants": tables.variant_table, "gaps": tables.gap_table, "decoders": tables.decoder_table}
+RUN = runs.ExperimentRun(RESULTS)
+JOBS = plan.jobs_of(RUN, plan.GROUPS)
+FILES = sorted((RESULTS / runs.JOBS).glob("*.json"))
 
 
-@pytest.mark.parametrize("group", MAKERS)
-def test_page_shows_every_line_of_the_committed_results(group):
-    lines = MAKERS[group](RESULT)
-    assert len(lines) > 5
-    assert [line for line in lines if line not in PAGE] == []
+@pytest.fixture(scope="module")
+def done():
+    return plan.gather(RUN, JOBS)
 
 
-@pytest.mark.parametrize("group", MAKERS)
-def test_results_were_made_with_the_packages_budgets_and_every_row_has_the_same_seeds(group):
-    rows = RESULT[group]["rows"]
-    seeds = sorted({int(seed) for row in rows.values() for seed in row} - {0})
-    assert len(seeds) > 1
-    jobs = command.GROUPS[group].jobs(runs.ExperimentRun(Path("unused"), 1.0, tuple(seeds)))
-    assert {(job.name, str(job.seed)) for job in jobs} == {(name, seed) for name in rows for seed in rows[name]}
-    assert RESULT[group]["settings"] == json.loads(json.dumps(jobs[-1].settings))
-    title = {"variants": "Temporal variants", "gaps": "Interpolation", "decoders": "Decoders"}[group]
-    assert f"## {title}, {len(seeds)} seeds" in PAGE
+def test_page_is_what_the_committed_numbers_make_of_it(done):
+    assert page.render(PAGE, done, JOBS) == PAGE
+    for name in (*plan.GROUPS, page.PRESETS):
+        assert PAGE.count(f"<!-- {name} -->") == PAGE.count(f"<!-- end of {name} -->") == 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_committed_numbers_were_made_by_the_packages_recipe(path):
+    job = next(job for job in JOBS if job.stem == path.stem)
+    assert runs.agree(json.loads(path.read_text(encoding="ascii"))["key"], job.key)
+
+
+def test_old_numbers_stand_only_where_no_seed_is_complete(done):
+    old = page.load_old()
+    assert set(old) == {group for group in plan.GROUPS if not page.is_ranked(group, done, JOBS)}
+    for group in old:
+        assert [line for line in page.old_table(group, old[group]) if line not in PAGE.splitlines()] == []
+
+
+def test_pictures_are_there_where_numbers_rank(done):
+    wanted = {f"{group}.png" for group in plan.GROUPS if page.is_ranked(group, done, JOBS)}
+    wanted |= {f"{group}-curves.png" for group in curves.CURVES if page.is_ranked(group, done, JOBS)}
+    assert {path.name for path in RESULTS.glob("*.png")} == wanted
+    assert set(re.findall(r"\]\(results/([\w-]+\.png)\)", PAGE)) == wanted
 
 
 def test_page_says_the_budgets_of_the_package():
     for budget in (budgets.VARIANTS, budgets.GAPS, budgets.DECODERS):
         assert f"{budget.train.steps} steps of {budget.train.batch} clips" in TEXT
-    assert f"{budgets.VARIANTS.evaluated} held-out captions" in TEXT
-    assert f"{budgets.DECODERS.evaluated} held-out clips" in TEXT
-    assert f"{budgets.TIME_FACTOR * budgets.GAPS.train.steps} steps" in TEXT
+    assert (
+        f"{budgets.VARIANTS.evaluated} held-out captions, of which one weighs {1 / budgets.VARIANTS.evaluated:.2f}"
+        in TEXT
+    )
+    assert f"{budgets.GAPS.evaluated} of 17 frames and {budgets.GAPS.long_clips} of 65" in TEXT
+    assert f"{budgets.DECODERS.evaluated} held-out clips of {budgets.DECODER_FRAMES} frames" in TEXT
+    assert f"trains ours {budgets.TIME_FACTOR * budgets.GAPS.train.steps} steps" in TEXT
+    assert f"preset `{budgets.PRESET}`" in TEXT
 
 
-def test_page_says_the_counted_share_and_the_recorder_still_counts_it():
-    kept, counted = {name: costs["flops"] for name, costs in RESULT["cost"].items()}, count_gaps()
-    assert kept == {name: cost.flops for name, cost in counted.items()}
-    assert dataclasses.asdict(counted["ours"])["parameters"] == RESULT["cost"]["ours"]["parameters"]
-    assert f"{kept['ours'] / kept['masked']:.2f} of the work" in TEXT
+def test_page_says_the_counted_share():
+    counted = gaps.count_costs()
+    assert f"ours needs {counted['ours'].flops / counted['masked'].flops:.2f} of the work" in TEXT
 
 
-def test_page_says_the_measured_times():
-    seconds = RESULT["seconds"]
-    assert f"{seconds[gaps.OURS]:.1f} against {seconds[gaps.MASKED]:.1f} s" in TEXT
-
-
-@pytest.mark.parametrize("group", MAKERS)
-def test_plot_of_every_group_is_shown(group):
-    assert f"](results/{group}.png)" in PAGE
-    assert (RESULTS / f"{group}.png").stat().st_size > 1000
+def test_sentence_about_presets_follows_from_the_kept_figures():
+    rows = read_results(QUALITY)["rows"]
+    assert presets_verdict(rows) in TEXT
+    released = rows["released"]
+    assert f"Balanced takes {rows['balanced']['seconds']:.2f} of {released['seconds']:.2f} s" in TEXT
 
 
 def test_page_commands_parse():
-    lines = re.findall(r"python -m fusionframes\.ff_kernels\.paper ([^`\n]+)", PAGE)
-    assert len(lines) >= 3
+    lines = re.findall(r"python -m fusionframes\.ff_kernels\.paper ([^`#\n]+)", PAGE)
     asked = [command.build_parser().parse_args(line.split()) for line in lines]
-    assert {group for options in asked for group in options.only or ()} == set(MAKERS)
+    assert {group for options in asked for group in options.only or ()} == {*plan.GROUPS, command.PRESETS}
 
 
-def means(group, key):
-    rows = RESULT[group]["rows"]
-    return {name: tables.spread(rows, name, key) for name in rows}
-
-
-def test_sentence_about_decoders_follows_from_the_numbers():
-    psnr = means("decoders", "PSNR")
-    image = psnr.pop("image")[0]
-    assert all(mean - deviation < image for mean, deviation in psnr.values())
-    assert all(sum(psnr[name]) < image for name in ("conv3d-temporal", "conv3d", "conv3d-attn", "inflated"))
-
-
-def test_sentences_about_interpolation_follow_from_the_numbers():
-    for key in ("PSNR 17", "PSNR 65"):
-        psnr = means("gaps", key)
-        (ours, _), (longer, spread), (masked, its_spread) = (
-            psnr[n] for n in (gaps.OURS, gaps.OURS_EQUAL_TIME, gaps.MASKED)
-        )
-        assert ours < masked - its_spread
-        assert longer - spread > masked + its_spread
-        assert max(longer, masked) < psnr[gaps.BLENDING][0]
-        assert psnr[gaps.BLENDING][0] < psnr[gaps.SHIPPED][0]
-
-
-def test_sentences_about_variants_follow_from_the_numbers():
-    background, motion = means("variants", "background"), means("variants", "motion")
-    mixed = sum(background[MIXED_VARIANT])
-    assert all(background[name][0] - background[name][1] > mixed for name in TEMPORAL_VARIANTS if name != MIXED_VARIANT)
-    assert all(abs(motion[name][0] - 1 / 8) < 0.1 for name in TEMPORAL_VARIANTS)
-    # Paper, table 1: the lowest CLIPSIM and the highest FVD.
+def test_the_papers_last_variant_is_the_one_that_verdicts_hold_to_be_it():
+    # Table 1: the lowest CLIPSIM and the highest FVD.
     assert min(variants.PAPER, key=lambda name: variants.PAPER[name][2]) == MIXED_VARIANT
     assert max(variants.PAPER, key=lambda name: variants.PAPER[name][1]) == MIXED_VARIANT
+
+
+def test_every_table_has_a_maker_and_a_mark():
+    assert set(tables.MAKERS) == set(plan.GROUPS)

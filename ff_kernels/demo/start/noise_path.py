@@ -46,6 +46,16 @@ class _Path:
         self.put(parameter, where, 0.0)
         self.held.append((parameter, where))
 
+    def leave(self, block: nn.Module, rows: list[int]) -> None:
+        """Hold a convolution along time inside of ``block`` where it copies channels ``rows``, if there is one."""
+        if block.mixes_time:
+            self.held += [(block.temporal_projection.weight, (rows,)), (block.temporal_projection.bias, (rows,))]
+
+    def clear_time(self, block: nn.Module, rows: list[int]) -> None:
+        """Hold what a block of convolutions along time adds to channels ``rows`` at zero, if there is a block."""
+        if not isinstance(block, nn.Identity):
+            self.clear(block.temporal_resnet_blocks[-1][-1], rows)
+
     def put(self, parameter: nn.Parameter, where: tuple, value: float) -> None:
         """Give weights their start value, if values are to be written."""
         if self.writes:
@@ -94,24 +104,21 @@ def _walk(unet: KeyframeUNet, writes: bool) -> list[tuple[nn.Parameter, tuple]]:
     units = unet.down_samples[0].resnet_attn_blocks
     for first, _, second, first_time, second_time in units:
         _pass(path, first, noise, noise)
-        path.clear(_last_over_time(first_time), noise)
+        path.clear_time(first_time, noise)
         if second is not units[-1][2]:
             _pass(path, second, noise, noise)
-            path.clear(_last_over_time(second_time), noise)
+            path.clear_time(second_time, noise)
     _halve(path, units[-1][2], noise, quarters)
-    path.clear(_last_over_time(units[-1][4]), quarters)
+    path.clear_time(units[-1][4], quarters)
     _go_up(path, unet.up_samples[-1].resnet_attn_blocks, config.model_channels * config.dim_mult[0], noise)
     _leave(path, unet, noise, quarters)
     return path.held
 
 
-def _last_over_time(block: nn.Module) -> nn.Module:
-    return block.temporal_resnet_blocks[-1][-1]
-
-
 def _pass(path: _Path, block: nn.Module, rows: list[int], sources: list[int]) -> None:
     """Let ``rows`` of a spatial block be ``sources`` of its input."""
     path.clear(block.resnet_blocks[3].projection, rows)
+    path.leave(block.resnet_blocks[3], rows)
     if not isinstance(block.shortcut_projection, nn.Identity):
         path.clear(block.shortcut_projection, rows)
         for row, source in zip(rows, sources, strict=True):
@@ -120,6 +127,7 @@ def _pass(path: _Path, block: nn.Module, rows: list[int], sources: list[int]) ->
 
 def _halve(path: _Path, block: nn.Module, noise: list[int], quarters: list[int]) -> None:
     path.clear(block.resnet_blocks[3].projection, quarters)
+    path.leave(block.resnet_blocks[3], quarters)
     path.clear(block.shortcut_down_sample, quarters)
     for quarter in quarters:
         corner, channel = divmod(quarter, len(noise))
@@ -131,18 +139,19 @@ def _go_up(path: _Path, units: nn.ModuleList, skip: int, noise: list[int]) -> No
     count = len(noise)
     first, _, second, first_time, second_time = units[0]
     doubled = [skip + i for i in noise]
-    path.clear(_last_over_time(first_time), [skip + i for i in range(4 * count)])
+    path.clear_time(first_time, [skip + i for i in range(4 * count)])
     path.clear(first.resnet_blocks[3].projection, doubled)
+    path.leave(first.resnet_blocks[3], doubled)
     path.clear(first.shortcut_up_sample, doubled)
     for quarter in range(4 * count):
         corner, channel = divmod(quarter, count)
         path.put(first.shortcut_up_sample.weight, (skip + quarter, skip + channel, *divmod(corner, 2)), 1.0)
-    path.clear(_last_over_time(second_time), doubled)
+    path.clear_time(second_time, doubled)
     _pass(path, second, noise, doubled)
     for first, _, second, first_time, second_time in units[1:]:
-        path.clear(_last_over_time(first_time), noise)
+        path.clear_time(first_time, noise)
         _pass(path, first, noise, noise)
-        path.clear(_last_over_time(second_time), noise)
+        path.clear_time(second_time, noise)
         if second is not units[-1][2]:
             _pass(path, second, noise, noise)
 
