@@ -139,10 +139,10 @@ def test_load_missing_path_raises(tmp_path, name):
         load(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["weights.gguf", "weights", "weights.json", "weights.zip"])
+@pytest.mark.parametrize("name", ["weights.onnx", "weights", "weights.json", "weights.zip"])
 def test_load_unknown_suffix_raises(tmp_path, name):
     (tmp_path / name).write_bytes(b"1")
-    with pytest.raises(CheckpointError, match=rf"\.safetensors or \.index\.json, got '{tmp_path / name}'"):
+    with pytest.raises(CheckpointError, match=rf"\.gguf or \.index\.json, got '{tmp_path / name}'"):
         load(tmp_path / name)
 
 

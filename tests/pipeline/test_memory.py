@@ -87,7 +87,7 @@ def keyframes_in(share: float) -> Pipeline:
     return pipeline
 
 
-@pytest.mark.parametrize("share", [1.2, 0.6, 0.35])
+@pytest.mark.parametrize("share", [1.2, 0.9, 0.6, 0.45, 0.3])
 def test_keyframes_take_any_share_of_their_weights(share):
     expected, pipeline = None, keyframes_in(share)
     settings, text = pipeline.resolve(SETTINGS), demo_pipeline().encode_text([PROMPT])
