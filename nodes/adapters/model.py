@@ -224,7 +224,7 @@ def _load_released(weights: Weights, stored: torch.dtype, cast: torch.dtype | No
     load_weights(patcher, model.diffusion_model, rest)
     load_weights(patcher, model.conditioner.diffusion_model, own)
     # Core would count all that the state dict lists.
-    patcher.size = size_of(model)
+    patcher.size = size_of(model.diffusion_model)
     return patcher
 
 
