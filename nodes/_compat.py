@@ -1,9 +1,11 @@
 """The only import of ComfyUI's internals; what differs between core versions is settled here."""
 
 import inspect
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import comfy.model_patcher
 import comfy.model_sampling
 import comfy.ops
 import comfy.patcher_extension
+import comfy.quant_ops
 import comfy.sample
 import comfy.samplers
 import comfy.sd
@@ -106,15 +109,73 @@ def set_factory(patcher: Any, factory: Callable[..., Any], *args: Any) -> None:
 
 
 def pick_unet_dtypes(
-    chosen: torch.dtype | None, parameters: int, stored: torch.dtype
+    chosen: torch.dtype | None, parameters: int, stored: torch.dtype | None
 ) -> tuple[torch.dtype, torch.dtype | None]:
-    """Return the dtype of the weights and the one to compute in, None if they are the same."""
+    """Return the dtype of the weights and the one to compute in, None if they are the same.
+
+    Args:
+        chosen: by the user, None for core's choice.
+        parameters: number of weights.
+        stored: dtype of the file; None for a quantised one, where the dtype to compute in is always told.
+    """
     device = mm.get_torch_device()
     supported = [torch.float16, torch.bfloat16, torch.float32]
     weights = chosen or mm.unet_dtype(
         device=device, model_params=parameters, supported_dtypes=supported, weight_dtype=stored
     )
+    if stored is None:
+        return weights, chosen or mm.unet_manual_cast(None, device, supported)
     return weights, mm.unet_manual_cast(weights, device, supported)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a safetensors file's tensors and metadata by core's own reader.
+
+    Its pager finds such tensors again in the file. Every quantised layer has a marker, however the file spells it.
+    """
+    tensors, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    prefix = next((name.removesuffix("scaled_fp8") for name in tensors if name.endswith("scaled_fp8")), "")
+    tensors, metadata = comfy.utils.convert_old_quants(tensors, prefix, metadata)
+    return tensors, metadata or {}
+
+
+def quantisation_of(tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+    """Return what core's model configurations are told of quantised tensors, None where there are none."""
+    return comfy.utils.detect_layer_quantization(tensors, "")
+
+
+def quantised_formats() -> dict[str, torch.dtype]:
+    """Return the formats of quantised weights that this core knows, and the dtype each is stored in."""
+    formats = comfy.quant_ops.QUANT_ALGOS
+    return {name: entry["storage_t"] for name, entry in formats.items()}
+
+
+def mixed_operations(dtype: torch.dtype) -> Any:
+    """Return core's layers that take quantised weights and compute with them widened to ``dtype``."""
+    return comfy.ops.mixed_precision_ops({"mixed_ops": True}, dtype, full_precision_mm=True)
+
+
+@cache
+def keeps_quantised(kind: str, name: str) -> bool:
+    """Return whether core's layers of a kind, ``Linear`` or ``Embedding``, keep weights of a format."""
+    if kind != "Embedding" or name not in quantised_formats():
+        return kind == "Linear" and name in quantised_formats()
+    # Which tables are kept differs between cores, and is nowhere listed.
+    table = mixed_operations(torch.float32).Embedding(1, 32, device="cpu", dtype=torch.float32)
+    weight = torch.zeros(1, 32).to(quantised_formats()[name])
+    marker = torch.tensor(list(json.dumps({"format": name}).encode()), dtype=torch.uint8)
+    try:
+        table.load_state_dict({"weight": weight, "weight_scale": torch.ones(()), "comfy_quant": marker}, strict=False)
+    except RuntimeError:
+        return False
+    return isinstance(table.weight, comfy.quant_ops.QuantizedTensor)
+
+
+def dequantised(parts: dict[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Return a quantised weight ``[N, K]`` widened by core; ``parts`` are its tensors by the end of their names."""
+    layer = mixed_operations(dtype).Linear(shape[1], shape[0], bias=False, device="cpu", dtype=dtype)
+    layer.load_state_dict(parts, strict=False)
+    return layer.weight.dequantize()
 
 
 def file_names(folder: str) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..ff_kernels.errors import InputError
 from ..ff_kernels.media.pictures import to_rgb
 from ..ff_kernels.media.sheet import contact_sheet
-from ..ff_kernels.stages.decoding import blend_overlap, chunk_sizes, decode
+from ..ff_kernels.stages.decoding import blend_overlap, decode
 from ._api import io
 from ._compat import check_interrupted, mm, progress_bar
 from .adapters.latent import latent_frames
@@ -68,8 +68,8 @@ class MoVQDecode(io.ComfyNode):
         clips = latent_frames(latent, "latent")
         is_video = movq.config.is_video
         chunk = frames_per_chunk or None
-        largest = chunk or chunk_sizes(clips.shape[1])[0]
-        mm.load_models_gpu([vae.patcher], memory_required=vae.decode_bytes(largest, *clips.shape[-2:]))
+        memory = vae.decode_bytes(clips.shape[1], *clips.shape[-2:], chunk)
+        mm.load_models_gpu([vae.patcher], memory_required=memory)
         total = clips.shape[0] * clips.shape[1]
         bar = progress_bar(total)
         parts: list[Tensor] = []

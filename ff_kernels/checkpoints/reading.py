@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +32,10 @@ _PREFIX = "unet."
 # Before the names of a U-Net, a text encoder and an autoencoder in the files that ComfyUI saves.
 _CORE_PREFIX = "model.diffusion_model."
 CORE_TEXT, CORE_VAE = "cond_stage_model.", "first_stage_model."
+
+
+# Opens a safetensors file: its tensors and the metadata of its header, by name.
+Reader = Callable[[Path], tuple[dict[str, Tensor], Mapping[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -86,29 +90,36 @@ def require_as_released(contents: Contents, purpose: str) -> None:
         )
 
 
-def read_contents(path: str | Path, part: str | None = None) -> Contents:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """Return the tensors of a safetensors file, memory-mapped, and the metadata of its header."""
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
+
+
+def read_contents(path: str | Path, part: str | None = None, reader: Reader = read_safetensors) -> Contents:
     """Open a weights file, an index of shards, or a folder that holds one; nothing is read until it is used.
 
     Args:
         path: what to open.
         part: ``CORE_TEXT`` or ``CORE_VAE``: what to take of a checkpoint that ComfyUI saved whole; its U-Net if None.
+        reader: opens a safetensors file; a host may have one whose tensors it finds again in the file.
 
     Raises:
         CheckpointError: if the file is missing, damaged, of an unknown format, or a pickle that wants to run code.
     """
-    contents = _read(Path(path), part)
+    contents = _read(Path(path), part, reader)
     tensors, scales = set_apart(contents.path, contents.tensors)
     return replace(contents, tensors=tensors, scales=scales)
 
 
-def _read(path: Path, part: str | None = None) -> Contents:
+def _read(path: Path, part: str | None, reader: Reader) -> Contents:
     # Unlike Path.exists this is False, not an error, for a name that no file can have.
     if not os.path.exists(path):
         raise CheckpointError(f"expected a weights file at '{path}', found nothing there: check the path")
     if path.is_dir():
         path = _index_in(path)
     if path.name.endswith(INDEX_SUFFIX):
-        return _read_index(path)
+        return _read_index(path, reader)
     if path.suffix.lower() not in SUFFIXES:
         raise CheckpointError(
             f"expected weights that end in {', '.join(SUFFIXES)} or {INDEX_SUFFIX}, got '{path}': name a weights file"
@@ -116,7 +127,7 @@ def _read(path: Path, part: str | None = None) -> Contents:
     _refuse_impostors(path)
     try:
         if path.suffix.lower() == ".safetensors":
-            return _read_safetensors(path, part)
+            return _named_contents(path, part, *reader(path))
         if path.suffix.lower() == GGUF_SUFFIX:
             tensors, packed = read_gguf(path)
             return Contents(path, tensors, {}, packed=packed)
@@ -201,12 +212,9 @@ def _flatten(path: Path, content: Any, prefix: str = "") -> dict[str, Tensor]:
     return flat
 
 
-def _read_safetensors(path: Path, part: str | None) -> Contents:
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        told = file.metadata() or {}
+def _named_contents(path: Path, part: str | None, tensors: dict[str, Tensor], header: Mapping[str, str]) -> Contents:
     try:
-        for layer, marker in table_of(told).items():
+        for layer, marker in table_of(header).items():
             tensors[f"{layer}.{MARKER}"] = pack_metadata(marker)
     except (ValueError, TypeError, KeyError) as error:
         raise _damaged(path, error) from error
@@ -214,7 +222,7 @@ def _read_safetensors(path: Path, part: str | None) -> Contents:
         tensors = {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
     packed, tokenizer = tensors.pop(METADATA_KEY, None), tensors.pop(TOKENIZER_KEY, None)
     try:
-        stored = told.get(METADATA_KEY, "{}") if packed is None else bytes(packed.flatten().tolist())
+        stored = header.get(METADATA_KEY, "{}") if packed is None else bytes(packed.flatten().tolist())
         metadata = json.loads(stored)
     except (ValueError, TypeError) as error:
         raise _damaged(path, error) from error
@@ -301,13 +309,13 @@ def latent_space(contents: Contents) -> LatentSpace:
     return space
 
 
-def _read_index(path: Path) -> Contents:
+def _read_index(path: Path, reader: Reader) -> Contents:
     weight_map = shard_names(path)
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(weight_map.values())):
         if Path(name).suffix.lower() not in SUFFIXES:
             raise CheckpointError(f"expected weights files in the index '{path}', got '{name}': download it again")
-        tensors.update(_read(path.parent / name).tensors)
+        tensors.update(_read(path.parent / name, None, reader).tensors)
     absent = sorted(key for key in weight_map if key not in tensors and key.removeprefix(_PREFIX) not in tensors)
     if absent:
         raise CheckpointError(

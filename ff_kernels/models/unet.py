@@ -238,8 +238,9 @@ class UNet(nn.Module):
             norm.context_mlp(vectors[norm.rows]) if norm.rows in vectors else None for norm in self._norms
         )
         texts, mask, single = part_rows(context, mask)
-        keys_values = tuple((t.attention.to_key(texts), t.attention.to_value(texts)) for t in self._texts)
-        constants = tuple(t.attention.output_layer(t.attention.to_value(single)) for t in self._texts)
+        attentions = [t.attention for t in self._texts]
+        keys_values = tuple((map_rows(a.to_key, texts), map_rows(a.to_value, texts)) for a in attentions)
+        constants = tuple(map_rows(a.output_layer, map_rows(a.to_value, single)) for a in attentions)
         return Conditions(modulations, keys_values, constants, mask, **shape)
 
     def _time_vectors(self, timesteps: Tensor, context: Tensor) -> Tensor:
@@ -299,3 +300,8 @@ def expand_rows(values: Tensor | float | None, rows: int, device: torch.device) 
         return None
     values = torch.as_tensor(values).to(device).reshape(-1)
     return values.expand(rows) if values.shape[0] == 1 else values
+
+
+def map_rows(layer: nn.Module, rows: Tensor) -> Tensor:
+    """Run a linear layer on rows ``[R, ...]``; a host's quantised ones take no R of 0."""
+    return layer(rows) if len(rows) else rows.new_empty(*rows.shape[:-1], layer.out_features)

@@ -165,7 +165,7 @@ def plan_movq(config: MoVQConfig, need: MovqNeed, budget: Budget, device: torch.
         wanted = [(released, full), *((half, full) for half in narrow)]
         wanted += [(smallest, chunk) for chunk in chunks[1:]]
     else:
-        chunks = chunks[-1:] if budget.is_smallest else chunks
+        # No smaller ones in the smallest plan: a chunk of small frames needs less than one frame of 256 x 256.
         wanted = [(dtype, chunk) for dtype in (released, *narrow) for chunk in chunks]
     if budget.is_smallest:
         wanted = [(dtype, chunk) for dtype, chunk in wanted if not narrow or dtype is not released]

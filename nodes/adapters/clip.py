@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from ...ff_kernels.checkpoints.detection import TIED_COPY
-from ...ff_kernels.checkpoints.loading import cast_tensors
 from ...ff_kernels.checkpoints.reading import METADATA_KEY, TOKENIZER_KEY, pack_bytes, pack_metadata
 from ...ff_kernels.errors import InputError
 from ...ff_kernels.models.configs import TextConfig
 from ...ff_kernels.models.text_encoder import TextEncoder, TextProjection, project_context
 from ...ff_kernels.stages.tokenizer import MAX_TOKENS, Tokenizer
-from .._compat import ClipTarget, CoreCLIP, manual_cast, set_factory
+from .._compat import ClipTarget, CoreCLIP, manual_cast, mixed_operations, set_factory
 from .files import Weights
 from .latent import MARKED
 from .text import mark
@@ -131,13 +130,11 @@ def load_clip(
     # Float16 overflows at the size of Flan-UL2.
     stored = torch.bfloat16 if weights.dtype == torch.float16 and config.d_model >= 1024 else weights.dtype
     chosen = dtype or (torch.float32 if stored == torch.float16 else stored)
-    own = {name: tensor for name, tensor in weights.tensors.items() if name != TIED_COPY}
-    rest = {f"projection.{name}": tensor for name, tensor in projection.state_dict().items()}
-    if is_stored_only(chosen):
-        # Only what is stored in eight bits stays so; norms and the projection are small, and lose by it.
-        tensors = {**cast_tensors(own, "cpu", None), **cast_tensors(rest, "cpu", torch.bfloat16)}
-    else:
-        tensors = cast_tensors({**own, **rest}, "cpu", chosen)
+    # As they are in the files: core casts, layer by layer, and its pager reads them from there again.
+    copy = TIED_COPY.removesuffix("weight")
+    own = {name: tensor for name, tensor in weights.for_core(chosen).items() if not name.startswith(copy)}
+    tensors = {**own, **{f"projection.{name}": tensor for name, tensor in projection.state_dict().items()}}
+    operations = {"custom_operations": mixed_operations(chosen)} if weights.kept else {}
 
     def model(**options: Any) -> CoreTextModel:
         return CoreTextModel(config, outputs, **options)
@@ -146,7 +143,7 @@ def load_clip(
         ClipTarget(_constant(CoreTokenizer(tokenizer, config)), model),
         parameters=weights.parameters,
         state_dict=[tensors],
-        model_options={"dtype": chosen},
+        model_options={"dtype": chosen, **operations},
     )
     set_factory(clip.patcher, _patcher, weights, projection, tokenizer, dtype)
     return clip

@@ -1,18 +1,19 @@
 """Files of a model folder as checked weights, ready to be put into a network of core's."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ...ff_kernels.checkpoints.detection import NAMES, NULL_KEY, Kind, detect
+from ...ff_kernels.checkpoints.detection import NAMES, NULL_KEY, Kind, detect, split_tensors
 from ...ff_kernels.checkpoints.loading import check_contents, load_projection
 from ...ff_kernels.checkpoints.reading import CORE_TEXT, CORE_VAE, Contents, latent_space, read_contents, whole_of
 from ...ff_kernels.errors import CheckpointError
 from ...ff_kernels.models.configs import LatentSpace
 from ...ff_kernels.models.text_encoder import TextProjection
+from .quantised import Packed, QuantReader, parted, widened
 
 # Which node opens which stage, for messages.
 NODE_OF = {
@@ -36,10 +37,12 @@ class Weights:
     Attributes:
         path: the file.
         kind: what it is.
-        tensors: of the network.
+        tensors: of the network; in the places of quantised weights tensors without data.
         null_embedding: ``[D]``, where the file has one.
         space: how its latents relate to pixels.
         tokenizer: bytes of a SentencePiece model, where the file has one.
+        kept: names of the weights that core's layers keep quantised, and the weights.
+        loose: those that are quantised in the file and that core has no layer for.
     """
 
     path: Path
@@ -48,14 +51,28 @@ class Weights:
     null_embedding: Tensor | None
     space: LatentSpace
     tokenizer: bytes | None = None
+    kept: dict[str, Packed] = field(default_factory=dict)
+    loose: dict[str, Packed] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of most of the stored values."""
+        """Dtype of most of the stored values, quantised ones aside."""
         counts: dict[torch.dtype, int] = {}
         for tensor in self.tensors.values():
-            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + (0 if tensor.is_meta else tensor.numel())
         return max(counts, key=counts.__getitem__)
+
+    def for_core(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return what core's layers load: kept weights as they are in the file, loose ones widened to ``dtype``."""
+        return parted(widened(self.tensors, self.loose, dtype), self.kept)
+
+    def widened(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return tensors without quantised ones, which are widened to ``dtype``; the others as stored."""
+        return widened(self.tensors, {**self.kept, **self.loose}, dtype)
+
+    def as_filed(self) -> dict[str, Tensor]:
+        """Return the tensors that the file holds, for saving."""
+        return parted(self.tensors, {**self.kept, **self.loose})
 
     @property
     def parameters(self) -> int:
@@ -63,10 +80,14 @@ class Weights:
         return sum(tensor.numel() for tensor in self.tensors.values())
 
 
-def _open(path: Path, node_input: str, part: str | None) -> tuple[Contents, Kind]:
+def _open(path: Path, node_input: str, part: str | None, reader: QuantReader) -> tuple[Contents, Kind]:
     try:
-        contents = read_contents(whole_of(path), part)
-        return contents, detect(contents)
+        contents = read_contents(whole_of(path), part, reader)
+        kind = detect(contents)
+        # Small, and not for layers of core's.
+        _, extras = split_tensors(contents)
+        wide = widened(extras, reader.of(extras), torch.float32)
+        return replace(contents, tensors={**contents.tensors, **wide}), kind
     except CheckpointError as error:
         raise CheckpointError(f"{node_input}: {error}") from error
 
@@ -82,17 +103,22 @@ def open_weights(path: Path, stages: Sequence[str], node_input: str) -> Weights:
     Raises:
         CheckpointError: naming the input, what was expected, what was found and which node wants it.
     """
-    contents, kind = _open(path, node_input, PARTS.get(stages[0]))
+    reader = QuantReader()
+    contents, kind = _open(path, node_input, PARTS.get(stages[0]), reader)
     if kind.stage not in stages:
         wanted = " or ".join(NAMES[stage] for stage in stages)
         raise CheckpointError(
             f"{node_input} expected {wanted}, got {kind.title} in '{contents.path.name}': open that one with "
             f"{NODE_OF[kind.stage]}"
         )
-    _, tensors, extras = check_contents(contents, kind)
+    network, tensors, extras = check_contents(contents, kind)
     null = extras.get(NULL_KEY)
     null = None if null is None else null.reshape(-1)
-    return Weights(contents.path, kind, tensors, null, latent_space(contents), contents.tokenizer)
+    packed = reader.of(tensors)
+    layers = {name: network.get_submodule(name.removesuffix(".weight")) for name in packed}
+    kept = {name: weight for name, weight in packed.items() if weight.is_kept_by(layers[name])}
+    loose = {name: weight for name, weight in packed.items() if name not in kept}
+    return Weights(contents.path, kind, tensors, null, latent_space(contents), contents.tokenizer, kept, loose)
 
 
 def open_projection(path: Path, node_input: str) -> TextProjection:
@@ -101,7 +127,7 @@ def open_projection(path: Path, node_input: str) -> TextProjection:
     Raises:
         CheckpointError: if the file holds none.
     """
-    contents, kind = _open(path, node_input, CORE_TEXT)
+    contents, kind = _open(path, node_input, CORE_TEXT, QuantReader())
     projection = load_projection(contents)
     if projection is None:
         raise CheckpointError(

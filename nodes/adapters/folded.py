@@ -44,8 +44,13 @@ def make_whole_patcher(module: nn.Module, load_device: Any, offload_device: Any)
     patcher = make_patcher(module, load_device, offload_device)
     # Core decides by the device which class it makes; clones are of the class of what they are cloned from.
     patcher.__class__ = _whole(type(patcher))
-    patcher.size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    patcher.size = size_of(module)
     return patcher
+
+
+def size_of(module: nn.Module) -> int:
+    """Return the bytes of a module's weights, of quantised ones those that are stored."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 @cache

@@ -1,5 +1,6 @@
 """The U-Nets as core's MODEL: in every sampler and scheduler, with previews, LoRA and context windows."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,7 +8,6 @@ from torch import Tensor
 
 from ...ff_kernels.checkpoints.detection import NULL_KEY
 from ...ff_kernels.checkpoints.folding import Target
-from ...ff_kernels.checkpoints.loading import cast_tensors
 from ...ff_kernels.checkpoints.reading import LATENTS_KEY, METADATA_KEY, pack_metadata
 from ...ff_kernels.errors import InputError
 from ...ff_kernels.models.configs import UNetConfig, check_sides
@@ -33,14 +33,15 @@ from .._compat import (
     make_patcher,
     mm,
     pick_unet_dtypes,
+    quantisation_of,
     set_factory,
     set_inference_dtype,
 )
 from .clips import clip_numbers
-from .conditioner import KEY, Conditioner, conditioner_of, unload_patched, unpatch_other, with_conditioner
+from .conditioner import KEY, Conditioner, unload_patched, unpatch_other, with_conditioner
 from .files import Weights
 from .first_frame import first_frame_of, numbers_of
-from .folded import fill_folded, make_whole_patcher
+from .folded import fill_folded, make_whole_patcher, size_of
 from .latent import NO_FIRST_FRAME, VideoLatents
 from .networks import NETWORKS, EngineView
 from .runs import RUN, with_run
@@ -48,9 +49,9 @@ from .tables import TABLES, with_tables
 from .text import context_of
 from .training import weigh_for_training
 
-# Core multiplies it with latent positions to guess what to free. Not measured on a GPU yet: half more than core's
-# default of 2, because activations are wide before the first halving.
-MEMORY_USAGE_FACTOR = 3.0
+# Core multiplies it with latent positions to guess what to free. Counted for a step of the released keyframe networks,
+# one branch to three of 256 x 256 to 512 x 512 pixels: 0.23 to 0.40.
+MEMORY_USAGE_FACTOR = 0.4
 # Core's samplers tell the times that the release's own run tells.
 RELEASED_OFFSET = TRAIN_STEPS // V10.keyframe.steps
 
@@ -96,6 +97,14 @@ class CoreModel(BaseModel):
         if self.null_embedding is not None:
             out[NULL_KEY] = self.null_embedding
         return out
+
+    def memory_required(self, input_shape: Any, *_: Any, **__: Any) -> float:
+        """Return the bytes that a call needs besides weights, of inputs ``[B, C, ...]``.
+
+        By core's formula for fused attention, as these networks use no other; its other one says seven times that.
+        """
+        positions = input_shape[0] * math.prod(input_shape[2:])
+        return positions * mm.dtype_size(self.get_dtype_inference()) * 0.01 * self.memory_usage_factor * 1024**2
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """Turn one conditioning entry into what the network's forward takes."""
@@ -188,7 +197,8 @@ def load_model(
         is_folded: fold the layers for the device and dtype to compute in; no patch of weights applies to them then.
         disable_dynamic: core's wish for a patcher without paging.
     """
-    stored, cast = pick_unet_dtypes(dtype, weights.parameters, weights.dtype)
+    is_mixed = bool(weights.kept) and not is_folded
+    stored, cast = pick_unet_dtypes(dtype, weights.parameters, None if is_mixed else weights.dtype)
     patcher = _load_folded(weights, cast or stored) if is_folded else _load_released(weights, stored, cast)
     patcher.add_wrapper_with_key(PREPARE_SAMPLING, KEY, with_conditioner)
     patcher.add_callback_with_key(ON_LOAD, KEY, unpatch_other)
@@ -202,16 +212,19 @@ def load_model(
 
 
 def _load_released(weights: Weights, stored: torch.dtype, cast: torch.dtype | None) -> Any:
+    # As they are in the file: core casts, layer by layer, and its pager reads them from there again.
+    tensors = weights.for_core(stored)
     config = CoreConfig(weights)
+    config.quant_config = quantisation_of(tensors)
     set_inference_dtype(config, stored, cast, mm.get_torch_device())
     offload = mm.unet_offload_device()
     model = config.get_model(None, device=offload)
     patcher = make_patcher(model, mm.get_torch_device(), offload)
-    own, rest = model.conditioner.part_tensors(cast_tensors(weights.tensors, offload, stored))
+    own, rest = model.conditioner.part_tensors(tensors)
     load_weights(patcher, model.diffusion_model, rest)
-    load_weights(conditioner_of(patcher), model.conditioner.diffusion_model, own)
+    load_weights(patcher, model.conditioner.diffusion_model, own)
     # Core would count all that the state dict lists.
-    patcher.size = sum(tensor.nbytes for tensor in rest.values())
+    patcher.size = size_of(model.diffusion_model)
     return patcher
 
 
@@ -219,11 +232,11 @@ def _load_folded(weights: Weights, dtype: torch.dtype) -> Any:
     config, device = CoreConfig(weights, is_folded=True), mm.get_torch_device()
     set_inference_dtype(config, dtype, None, device)
     model = config.get_model(None, device="meta")
-    own, rest = model.conditioner.part_tensors(weights.tensors)
+    own, rest = model.conditioner.part_tensors(weights.widened(dtype))
     target = Target(device, dtype)
     fill_folded(model.diffusion_model, rest, target)
     fill_folded(model.conditioner, {f"diffusion_model.{k}": v for k, v in own.items()}, target)
-    model.diffusion_model.released = weights.tensors
+    model.diffusion_model.released = weights.as_filed()
     model.device = mm.unet_offload_device()
     return make_whole_patcher(model, device, model.device)
 

@@ -9,7 +9,7 @@ from ...ff_kernels.checkpoints.folding import Target
 from ...ff_kernels.checkpoints.reading import METADATA_KEY, pack_metadata
 from ...ff_kernels.errors import InputError, ShapeError
 from ...ff_kernels.models.movq import MoVQ
-from ...ff_kernels.stages.decoding import chunk_sizes, decode
+from ...ff_kernels.stages.decoding import decode, frames_at_once
 from .._compat import (
     CoreVAE,
     check_interrupted,
@@ -20,9 +20,9 @@ from .._compat import (
 from .files import Weights
 from .folded import fill_folded, list_released, make_whole_patcher
 
-# Bytes per pixel of a chunk and byte of the dtype at the peak: 10.8 GB for 5 frames of 512 x 512 in 16 bit, counted
-# for the released sizes by the recorder; encoding was not counted and is taken as half of that.
-DECODE_BYTES_PER_PIXEL = 4200
+# Values alive at the peak of decoding, counted at the released sizes: of every frame decoded at once about five maps of
+# the first width, six where frames look at each other, and of every frame its pixels.
+DECODE_MAPS, DECODE_MAPS_VIDEO, DECODE_PIXELS = 5.1, 6.0, 3
 FRAMES_PER_ENCODE = 4
 # Values alive at the peak of encoding, counted and measured at 192 x 192 for 1 to 64 frames: of every frame encoded at
 # once about four maps of the first width and what layers need besides, of every frame its pixels and their copy.
@@ -83,8 +83,8 @@ class MoVQVAE(CoreVAE):
         self.output_device = mm.intermediate_device()
         # No LoRA is for a MoVQ, so that its layers may always be folded.
         movq = MoVQ(config, device="meta", dtype=self.vae_dtype)
-        fill_folded(movq, weights.tensors, Target(self.device, self.vae_dtype))
-        self.first_stage_model = VideoMoVQ(movq, weights.tensors)
+        fill_folded(movq, weights.widened(self.vae_dtype), Target(self.device, self.vae_dtype))
+        self.first_stage_model = VideoMoVQ(movq, weights.as_filed())
         self.latent_channels, self.latent_dim = config.z_channels, 3
         self.downscale_ratio = (lambda frames: frames, factor, factor)
         self.upscale_ratio = (lambda frames: frames, factor, factor)
@@ -92,7 +92,7 @@ class MoVQVAE(CoreVAE):
         # The engine's decoder returns finished pixels.
         self.process_output = lambda image: image
         self.memory_used_decode = lambda shape, dtype: self.decode_bytes(
-            chunk_sizes(shape[2])[0] if len(shape) == 5 else 1, shape[-2], shape[-1]
+            shape[2] if len(shape) == 5 else 1, shape[-2], shape[-1]
         )
         self.memory_used_encode = lambda shape, dtype: self.encode_bytes(
             shape[2] if len(shape) == 5 else shape[0], shape[-2], shape[-1]
@@ -100,10 +100,20 @@ class MoVQVAE(CoreVAE):
         self.patcher = make_whole_patcher(self.first_stage_model, self.device, offload)
         set_factory(self.patcher, _patcher, weights)
 
-    def decode_bytes(self, frames: int, height: int, width: int) -> int:
-        """Return an estimate of the bytes that decoding a chunk of ``frames`` latents ``height`` x ``width`` needs."""
-        pixels = frames * height * width * self.movq.config.factor**2
-        return DECODE_BYTES_PER_PIXEL * pixels * mm.dtype_size(self.vae_dtype)
+    def decode_bytes(self, frames: int, height: int, width: int, chunk: int | None = None) -> int:
+        """Return an estimate of the bytes that decoding ``frames`` latents ``height`` x ``width`` needs.
+
+        Args:
+            frames: of the clip.
+            height: of the latents.
+            width: of the latents.
+            chunk: frames decoded at once; default as the releases do.
+        """
+        config = self.movq.config
+        at_once = min(frames, chunk or frames_at_once(self.movq, frames, config.is_video))
+        maps = (DECODE_MAPS_VIDEO if config.is_video else DECODE_MAPS) * config.ch
+        pixels = height * width * config.factor**2
+        return int((at_once * maps + frames * DECODE_PIXELS) * pixels) * mm.dtype_size(self.vae_dtype)
 
     def encode_bytes(self, frames: int, height: int, width: int) -> int:
         """Return an estimate of the bytes that encoding ``frames`` pictures ``height`` x ``width`` pixels needs."""

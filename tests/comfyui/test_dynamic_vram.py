@@ -20,6 +20,7 @@ def test_paging_patcher_gives_the_same_frames(core, demo, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     paged = torch.load(result, weights_only=True)
     assert paged["dynamic"] == [True] * 6
+    assert paged["unpaged"] == []
     positive, negative = core.run("FusionFramesTextEncode", clip=demo.clip, prompt="a large red circle")
     latent = core.run("FusionFramesEmptyLatent", width=64, height=64, keyframes=5, preset="64 x 64, demo")[0]
     keyframes = core.run(

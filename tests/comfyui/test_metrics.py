@@ -1,6 +1,9 @@
 """The metric nodes in the real core; CLIPs are core's own classes, small and with random weights."""
 
+import json
 import math
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,7 +45,11 @@ def make_vision(width, **changes):
         "hidden_act": "quick_gelu", "image_size": 32, "patch_size": 8, "model_type": "clip_vision_model",
         "projection_dim": width,
     }  # fmt: skip
-    vision = module("comfy.clip_vision").ClipVisionModel({**config, **changes})
+    # Older cores read the configuration from a file only.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps({**config, **changes}))
+        vision = module("comfy.clip_vision").ClipVisionModel(str(path))
     fill(vision.model, seed=1)
     return vision
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support.core_start import start_noise
+from support.graphs import windowed
 
 from fusionframes.ff_kernels.demo.evaluate import true_clips
 from fusionframes.ff_kernels.demo.model import demo_pipeline
@@ -194,10 +195,7 @@ def test_lora_on_core_names_changes_the_result(core, demo, prompts, latent):
 
 @pytest.mark.parametrize("frames", [12, 64])
 def test_context_windows_sample_long_clips(core, demo, prompts, frames):
-    windows = core.extra("nodes_context_windows", "ContextWindowsManualNode")
-    (model,) = windows.execute(
-        demo.model, 5, 2, "standard_static", 1, False, "pyramid", 2, False, causal_window_fix=False
-    ).args
+    model = windowed(core, demo.model, 5, 2)
     latent = core.run("FusionFramesEmptyLatent", width=64, height=64, keyframes=frames, vae=demo.vae)[0]
     ksampler = core.nodes.NODE_CLASS_MAPPINGS["KSampler"]()
     (out,) = ksampler.sample(model, 1, 2, 3.0, "euler", "normal", *prompts, latent, 1.0)

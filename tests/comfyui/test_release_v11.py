@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support import release
+from support.graphs import windowed
 
 STEPS = 4
 
@@ -108,10 +109,7 @@ def test_blended_seams_differ_from_released_ones_only_near_chunks(core, v11):
 
 
 def test_context_windows_cut_the_first_frame_condition(core, v11, conditioned):
-    windows = core.extra("nodes_context_windows", "ContextWindowsManualNode")
-    (model,) = windows.execute(
-        v11.model, 3, 1, "standard_static", 1, False, "pyramid", 2, False, causal_window_fix=False
-    ).args
+    model = windowed(core, v11.model, 3, 1)
     positive, negative, _ = conditioned
     ksampler = core.nodes.NODE_CLASS_MAPPINGS["KSampler"]()
     latent = {"samples": torch.zeros(1, 4, 7, 8, 8)}

@@ -27,18 +27,19 @@ SURFACE = {
     ],
     "comfy.model_patcher": ["CoreModelPatcher"],
     "comfy.model_sampling": ["EPS", "ModelSamplingDiscrete"],
-    "comfy.ops": ["manual_cast"],
+    "comfy.ops": ["manual_cast", "mixed_precision_ops"],
     "comfy.patcher_extension": [
         "CallbacksMP", "CallbacksMP.ON_CLEANUP", "CallbacksMP.ON_LOAD", "WrappersMP", "WrappersMP.APPLY_MODEL",
         "WrappersMP.CALC_COND_BATCH", "WrappersMP.DIFFUSION_MODEL", "WrappersMP.PREDICT_NOISE",
         "WrappersMP.PREPARE_SAMPLING", "WrappersMP.SAMPLER_SAMPLE", "WrapperExecutor",
         "WrapperExecutor.new_class_executor", "get_all_wrappers",
     ],
+    "comfy.quant_ops": ["QUANT_ALGOS", "QuantizedTensor"],
     "comfy.sample": ["fix_empty_latent_channels"],
     "comfy.samplers": ["CFGGuider", "KSAMPLER", "calc_cond_batch"],
     "comfy.sd": ["CLIP", "VAE"],
     "comfy.supported_models_base": ["BASE", "ClipTarget"],
-    "comfy.utils": ["ProgressBar"],
+    "comfy.utils": ["ProgressBar", "convert_old_quants", "detect_layer_quantization", "load_torch_file"],
     "folder_paths": ["add_model_folder_path", "get_filename_list", "get_full_path_or_raise"],
     "latent_preview": ["prepare_callback"],
     "comfy_execution.utils": ["get_executing_context"],
@@ -66,7 +67,10 @@ def published(tmp_path_factory):
 def test_published_nodes_equal_the_recorded_ones(published):
     ours = {name: without_files(node) for name, node in published[0].items() if name.startswith("FusionFrames")}
     recorded = {name: without_files(node) for name, node in RECORDED.items() if name.startswith("FusionFrames")}
-    assert ours == recorded
+    # Newer cores publish more about every node, and it was with one of them that this was recorded.
+    known = {field for node in ours.values() for field in node}
+    assert known >= {"input", "output", "display_name", "description", "search_aliases"}
+    assert ours == {name: {k: v for k, v in node.items() if k in known} for name, node in recorded.items()}
 
 
 def test_demo_files_are_offered_without_any_copying(published):

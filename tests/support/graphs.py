@@ -1,5 +1,7 @@
 """Short graphs in the real core: each function is a chain of its nodes or of ours."""
 
+import inspect
+
 STEPS = 4
 
 
@@ -24,3 +26,10 @@ def patched(core, file, name, model, *args):
     cls = core.extra(file, name)
     out = cls.execute(model, *args) if hasattr(cls, "execute") else getattr(cls(), cls.FUNCTION)(model, *args)
     return getattr(out, "args", out)[0]
+
+
+def windowed(core, model, length, overlap):
+    """MODEL with context windows of ``length`` frames; newer cores would put a frame before each of them."""
+    execute = core.extra("nodes_context_windows", "ContextWindowsManualNode").execute
+    newer = {"causal_window_fix": False} if "causal_window_fix" in inspect.signature(execute).parameters else {}
+    return execute(model, length, overlap, "standard_static", 1, False, "pyramid", 2, False, **newer).args[0]
