@@ -19,6 +19,7 @@ from .._compat import (
 )
 from .files import Weights
 from .folded import fill_folded, list_released, make_whole_patcher
+from .narrow import NarrowMoVQ
 
 # Bytes per pixel of a chunk and byte of the dtype at the peak: 10.8 GB for 5 frames of 512 x 512 in 16 bit, counted
 # for the released sizes by the recorder; encoding was not counted and is taken as half of that.
@@ -99,6 +100,7 @@ class MoVQVAE(CoreVAE):
         )
         self.patcher = make_whole_patcher(self.first_stage_model, self.device, offload)
         set_factory(self.patcher, _patcher, weights)
+        self.narrow = NarrowMoVQ(config, weights.tensors)
 
     def decode_bytes(self, frames: int, height: int, width: int) -> int:
         """Return an estimate of the bytes that decoding a chunk of ``frames`` latents ``height`` x ``width`` needs."""
