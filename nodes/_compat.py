@@ -48,6 +48,7 @@ calc_cond_batch = comfy.samplers.calc_cond_batch
 mm = comfy.model_management
 manual_cast = comfy.ops.manual_cast
 ON_CLEANUP = comfy.patcher_extension.CallbacksMP.ON_CLEANUP
+ON_DETACH = comfy.patcher_extension.CallbacksMP.ON_DETACH
 ON_LOAD = comfy.patcher_extension.CallbacksMP.ON_LOAD
 PREPARE_SAMPLING = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
 SAMPLER_SAMPLE = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE

@@ -12,7 +12,7 @@ from ..ff_kernels.media.sheet import contact_sheet
 from ..ff_kernels.stages.decoding import blend_overlap, decode
 from ._api import io
 from ._compat import check_interrupted, mm, progress_bar
-from .adapters.latent import latent_frames
+from .adapters.latent import NARROW_DECODER, latent_frames
 from .adapters.vae import movq_of
 from .widgets import ALIASES, fps_input
 
@@ -68,7 +68,8 @@ class MoVQDecode(io.ComfyNode):
         clips = latent_frames(latent, "latent")
         is_video = movq.config.is_video
         chunk = frames_per_chunk or None
-        memory = vae.decode_bytes(clips.shape[1], *clips.shape[-2:], chunk)
+        largest, memory = vae.decode_needs(clips.shape[1], *clips.shape[-2:], chunk)
+        shared_map = is_video and seams == AS_RELEASED
         mm.load_models_gpu([vae.patcher], memory_required=memory)
         total = clips.shape[0] * clips.shape[1]
         bar = progress_bar(total)
@@ -81,14 +82,10 @@ class MoVQDecode(io.ComfyNode):
                     check_interrupted()
 
                 overlap = blend_overlap(len(clip), chunk) if is_video and seams == BLENDED else 0
-                pixels = decode(
-                    movq,
-                    clip.to(vae.device, vae.vae_dtype),
-                    chunk=chunk,
-                    shared_map=is_video and seams == AS_RELEASED,
-                    overlap=overlap,
-                    should_stop=report,
-                )
+                clip, decoder = clip.to(vae.device, vae.vae_dtype), movq
+                if latent.get(NARROW_DECODER):
+                    decoder = vae.narrow.choose(vae, clip, memory=memory, chunk=largest, shared_map=shared_map)
+                pixels = decode(decoder, clip, chunk=chunk, shared_map=shared_map, overlap=overlap, should_stop=report)
                 parts.append(pixels.movedim(1, -1).to(mm.intermediate_device()))
         return io.NodeOutput(torch.cat(parts))
 

@@ -17,13 +17,23 @@ from ._api import io
 from ._compat import mm
 from .adapters.clips import numbers_of
 from .adapters.conditioner import LoadedToPrepare
-from .adapters.latent import PASSES, Conditioning, as_latent, latent_frames
+from .adapters.latent import PASSES, Conditioning, as_latent, latent_frames, with_decoder
 from .adapters.model import CoreModel, compute_dtype, network_of
 from .adapters.networks import EngineView
 from .adapters.progress import StepReport
 from .adapters.runs import is_bare, run_in_core
 from .adapters.text import text_of
-from .widgets import ALIASES, CUSTOM, chosen_steps, fps_input, preset_input, seed_input, solver_input, steps_input
+from .widgets import (
+    ALIASES,
+    CUSTOM,
+    chosen_steps,
+    decodes_narrow,
+    fps_input,
+    preset_input,
+    seed_input,
+    solver_input,
+    steps_input,
+)
 
 
 def _inputs() -> list[Any]:
@@ -167,7 +177,7 @@ class Interpolate(io.ComfyNode):
         options = {"seed": seed, "steps": steps, "guidance_scale": guidance_scale, "preset": preset, "solver": solver}
         fill = _passes(model, latent, positive, passes, first=done, **options)
         out = {**as_latent(fill(frames, passes), latent), PASSES: done + passes}
-        return io.NodeOutput(out, float(fps * 4**passes))
+        return io.NodeOutput(with_decoder(out, is_narrow=decodes_narrow(preset)), float(fps * 4**passes))
 
 
 class MaskedInterpolate(io.ComfyNode):
@@ -210,4 +220,5 @@ class MaskedInterpolate(io.ComfyNode):
         passes = sum(run.passes for run in find_missing_runs(missing))
         options = {"seed": seed, "steps": steps, "guidance_scale": guidance_scale, "preset": preset, "solver": solver}
         fill = _passes(model, latent, positive, passes, **options)
-        return io.NodeOutput(as_latent(fill_missing(frames, missing, fill), latent))
+        out = as_latent(fill_missing(frames, missing, fill), latent)
+        return io.NodeOutput(with_decoder(out, is_narrow=decodes_narrow(preset)))

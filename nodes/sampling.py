@@ -15,7 +15,7 @@ from .adapters.clips import numbers_of
 from .adapters.conditioner import LoadedToPrepare
 from .adapters.first_frame import first_frame_of
 from .adapters.guider import TextImageGuider, ddpm_sampler, sample_in_core
-from .adapters.latent import PASSES, Conditioning, as_latent, latent_frames, only_entry
+from .adapters.latent import PASSES, Conditioning, as_latent, latent_frames, only_entry, with_decoder
 from .adapters.model import compute_dtype, network_of
 from .adapters.progress import StepReport
 from .adapters.runs import is_bare
@@ -24,6 +24,7 @@ from .widgets import (
     ALIASES,
     CUSTOM,
     chosen_steps,
+    decodes_narrow,
     guidance_input,
     image_guidance_input,
     preset_input,
@@ -118,7 +119,8 @@ class KeyframeSampler(io.ComfyNode):
                     network, text, unconditional, run, keyframes=keyframes, first_frame=first_frame, **shared
                 )
         kept = {key: value for key, value in latent.items() if key != PASSES}
-        return io.NodeOutput(as_latent(out.to(mm.intermediate_device()), kept))
+        latents = as_latent(out.to(mm.intermediate_device()), kept)
+        return io.NodeOutput(with_decoder(latents, is_narrow=decodes_narrow(preset)))
 
 
 class Schedule(io.ComfyNode):

@@ -109,6 +109,11 @@ def check_steps(steps: int) -> None:
         )
 
 
+def decodes_narrow(preset: str) -> bool:
+    """Return whether what a preset made may be decoded in 16 bit; of custom steps it may not."""
+    return preset != CUSTOM and find_preset(preset).narrow_decoder
+
+
 def chosen_steps(preset: str, solver: str, steps: int, release: Release, stage: str) -> tuple[int, Plan]:
     """Return steps and plan of a stage, "keyframe" or "interpolation", as the widgets say.
 

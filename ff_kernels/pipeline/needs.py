@@ -125,7 +125,7 @@ class MovqPlan:
         activations: bytes of intermediate results.
         peak: bytes expected at the most.
         changes: what differs in the pictures, or nothing.
-        tries: 16-bit dtypes, of which the first that passes ``decoder.choose_decoder`` takes the place of ``dtype``.
+        tries: 16-bit dtypes, of which the first that passes ``narrow.choose_decoder`` takes the place of ``dtype``.
     """
 
     dtype: torch.dtype

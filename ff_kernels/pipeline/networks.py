@@ -24,7 +24,7 @@ from ..runtime.devices import free_bytes, wide_dtype
 from ..runtime.host import KEPT_FREE, Pins, free_ram, pins_for
 from ..runtime.placing import SourceOf, blocks_of, place
 from ..runtime.plan import Blocks, Budget, Plan, plan_network
-from .decoder import Judged
+from ..stages.narrow import Judged
 from .needs import MovqNeed, MovqPlan, Need, plan_movq
 
 P = TypeVar("P")
@@ -163,10 +163,13 @@ class Networks:
         held.nbytes = plan.weights
         return held.network, plan
 
-    def narrow_movq(self, stage: str, dtype: torch.dtype) -> nn.Module:
-        """Return a MoVQ in a 16-bit dtype beside the one in float32, which stays."""
+    def movq_in(self, stage: str, dtype: torch.dtype) -> nn.Module:
+        """Return a loaded MoVQ in a dtype: beside the one in float32, which stays, or in place of one in 16 bit."""
         held = self.loaded[stage]
+        if held.dtype is not torch.float32 or dtype is torch.float32:
+            return self._open_movq(stage, dtype).network
         if held.narrow is None or held.narrow[0] is not dtype:
+            held.narrow = None
             held.narrow = dtype, self._load_movq(stage, dtype).network
         return held.narrow[1]
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..errors import InputError
 from ..media.pictures import fit_as_released, fit_covering, to_rgb
 from ..runtime.budget import ENCODE
 from ..runtime.clock import Clock, Progress
+from ..runtime.devices import wide_dtype
 from ..runtime.graph import CudaCapture, Graphs
 from ..runtime.plan import Budget
 from ..sampling.noise import KEYFRAMES, PICTURE, Noise, SeededNoise, stage_seeds
@@ -24,10 +26,10 @@ from ..sampling.samplers import Callback
 from ..stages.decoding import blend_overlap, decode_chunks, join_chunks
 from ..stages.interpolation import GAP_STAGES, interpolate_passes
 from ..stages.keyframes import FirstFrame, sample_keyframes, sample_picture
+from ..stages.narrow import NarrowDecoder, choose_decoder
 from ..stages.releases import RELEASES
 from ..stages.run import Run, Text
 from .clip import Clip, LatentClip
-from .decoder import NarrowDecoder, choose_decoder
 from .needs import Batch, MovqNeed, MovqPlan, decoding_need, interpolation_batch, keyframe_batch, unet_need
 from .networks import Networks
 from .prompts import Prompts
@@ -267,12 +269,15 @@ class Pipeline:
         size = tuple(side * config.factor for side in latents.shape[-2:])
         network, plan = self.networks.movq(stage, decoding_need(config, len(latents), size, shared_map, may_narrow))
         latents = latents.to(self.device).float()
-        if plan.dtype is not torch.float32:
-            network = NarrowDecoder(network, plan.dtype, self.device)
-        elif plan.tries:
-            halves = (NarrowDecoder(self.networks.narrow_movq(stage, half), half, self.device) for half in plan.tries)
-            first = latents[: plan.chunk if config.is_video or shared_map else 1]
-            network, self.networks.reports[stage] = choose_decoder(network, halves, first, shared_map)
+        is_narrow, network_in = plan.dtype is not torch.float32, partial(self.networks.movq_in, stage)
+        tries = (plan.dtype,) if is_narrow else plan.tries
+        halves = (NarrowDecoder(network_in, half, wide_dtype(self.device, half)) for half in tries)
+        if is_narrow:
+            network = next(halves)
+        elif tries:
+            network, self.networks.reports[stage] = choose_decoder(
+                network, halves, latents, chunk=plan.chunk, shared_map=shared_map
+            )
         overlap = blend_overlap(len(latents), plan.chunk) if blends and config.is_video else 0
         yield from decode_chunks(
             network, latents, chunk=plan.chunk, shared_map=shared_map, overlap=overlap, should_stop=should_stop

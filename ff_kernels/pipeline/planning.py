@@ -18,7 +18,7 @@ from ..runtime.budget import ENCODE
 from ..runtime.placing import blocks_of
 from ..runtime.plan import Blocks, Budget, Plan, plan_network, size_of
 from ..stages.interpolation import GAP_STAGES
-from .decoder import LEAST_DB, words_of
+from ..stages.narrow import LEAST_DB, words_of
 from .needs import (
     Batch,
     MovqNeed,

@@ -19,6 +19,8 @@ MOTION_SCORE = "fusionframes_motion_score"
 NO_FIRST_FRAME = "fusionframes_without_first_frame"
 # Key of a LATENT: interpolation passes that its frames have behind them.
 PASSES = "fusionframes_passes"
+# Key of a LATENT whose last stage ran by a preset that decodes in 16 bit where that is near enough.
+NARROW_DECODER = "fusionframes_narrow_decoder"
 IMAGE_KEYS = (FIRST_FRAME, NOISE_LEVEL, MOTION_SCORE)
 # Shown in previews where a checkpoint's colours were never measured: three channels as red, green and blue.
 FALSE_COLOURS = ((0.5, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 0.5), (0.15, 0.15, 0.15))
@@ -67,6 +69,12 @@ def as_latent(frames: Tensor, like: Mapping[str, Any] | None = None) -> dict[str
     """Return the LATENT of frames ``[B, T, 4, h, w]``; other entries of ``like`` are kept."""
     kept = {key: value for key, value in (like or {}).items() if key not in ("noise_mask", "downscale_ratio_spacial")}
     return {**kept, "samples": frames.movedim(2, 1).contiguous()}
+
+
+def with_decoder(latent: Mapping[str, Any], *, is_narrow: bool) -> dict[str, Any]:
+    """Return a copy of a LATENT that says whether it may be decoded in 16 bit, whatever the stage before said."""
+    kept = {key: value for key, value in latent.items() if key != NARROW_DECODER}
+    return {**kept, NARROW_DECODER: True} if is_narrow else kept
 
 
 def only_entry(conditioning: Conditioning, node_input: str) -> tuple[Tensor, dict[str, Any]]:

@@ -19,6 +19,7 @@ from .._compat import (
 )
 from .files import Weights
 from .folded import fill_folded, list_released, make_whole_patcher
+from .narrow import NarrowMoVQ
 
 # Values alive at the peak of decoding, counted at the released sizes: of every frame decoded at once about five maps of
 # the first width, six where frames look at each other, and of every frame its pixels.
@@ -91,17 +92,18 @@ class MoVQVAE(CoreVAE):
         self.downscale_index_formula = self.upscale_index_formula = (1, factor, factor)
         # The engine's decoder returns finished pixels.
         self.process_output = lambda image: image
-        self.memory_used_decode = lambda shape, dtype: self.decode_bytes(
+        self.memory_used_decode = lambda shape, dtype: self.decode_needs(
             shape[2] if len(shape) == 5 else 1, shape[-2], shape[-1]
-        )
+        )[1]
         self.memory_used_encode = lambda shape, dtype: self.encode_bytes(
             shape[2] if len(shape) == 5 else shape[0], shape[-2], shape[-1]
         )
         self.patcher = make_whole_patcher(self.first_stage_model, self.device, offload)
         set_factory(self.patcher, _patcher, weights)
+        self.narrow = NarrowMoVQ(weights)
 
-    def decode_bytes(self, frames: int, height: int, width: int, chunk: int | None = None) -> int:
-        """Return an estimate of the bytes that decoding ``frames`` latents ``height`` x ``width`` needs.
+    def decode_needs(self, frames: int, height: int, width: int, chunk: int | None = None) -> tuple[int, int]:
+        """Return how many of ``frames`` latents ``height`` x ``width`` run together and about what bytes they need.
 
         Args:
             frames: of the clip.
@@ -110,10 +112,11 @@ class MoVQVAE(CoreVAE):
             chunk: frames decoded at once; default as the releases do.
         """
         config = self.movq.config
-        at_once = min(frames, chunk or frames_at_once(self.movq, frames, config.is_video))
+        size = height * config.factor, width * config.factor
+        at_once = min(frames, chunk or frames_at_once(frames, size, config.is_video))
         maps = (DECODE_MAPS_VIDEO if config.is_video else DECODE_MAPS) * config.ch
-        pixels = height * width * config.factor**2
-        return int((at_once * maps + frames * DECODE_PIXELS) * pixels) * mm.dtype_size(self.vae_dtype)
+        pixels = size[0] * size[1]
+        return at_once, int((at_once * maps + frames * DECODE_PIXELS) * pixels) * mm.dtype_size(self.vae_dtype)
 
     def encode_bytes(self, frames: int, height: int, width: int) -> int:
         """Return an estimate of the bytes that encoding ``frames`` pictures ``height`` x ``width`` pixels needs."""

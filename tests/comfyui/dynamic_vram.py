@@ -43,6 +43,15 @@ def start() -> dict:
     return nodes.NODE_CLASS_MAPPINGS
 
 
+def decode_narrow(classes: dict, vae: object, video: dict) -> torch.Tensor:
+    """Decode in a copy in bfloat16, which pages as well."""
+    node = classes["FusionFramesMoVQDecode"]
+    package = node.__module__.rsplit(".", 1)[0]
+    importlib.import_module(f"{package}.adapters.narrow").quick_dtypes = lambda device: (torch.bfloat16,)
+    marked = {**video, "fusionframes_narrow_decoder": True}
+    return node.PREPARE_CLASS_CLONE({}).execute(vae=vae, latent=marked).args[0]
+
+
 def main() -> None:
     classes = start()
 
@@ -80,6 +89,7 @@ def main() -> None:
             fps=2.0,
         )  # fmt: skip
         (frames,) = run("FusionFramesMoVQDecode", vae=vae, latent=video)
+        narrow = decode_narrow(classes, vae, video)
         (other,) = classes["KSampler"]().sample(model, 1, 3, 3.0, "euler", "normal", positive, negative, latent, 1.0)
         parts = [run("FusionFramesLoadModel", model_name=name, layers="folded")[0] for name in (KEYFRAMES, GAPS)]
         (again,) = run(
@@ -91,8 +101,8 @@ def main() -> None:
             fps=2.0,
         )  # fmt: skip
         (folded,) = run("FusionFramesMoVQDecode", vae=vae, latent=again)
-    dynamic = [part.is_dynamic() for part in (model, gaps, clip.patcher, vae.patcher, *parts)]
-    result = {"frames": frames, "ksampler": other["samples"], "folded": folded}
+    dynamic = [part.is_dynamic() for part in (model, gaps, clip.patcher, vae.patcher, vae.narrow.patcher, *parts)]
+    result = {"frames": frames, "ksampler": other["samples"], "folded": folded, "narrow": narrow}
     torch.save({**result, "dynamic": dynamic, "unpaged": unpaged}, RESULT)
 
 

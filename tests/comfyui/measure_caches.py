@@ -71,7 +71,8 @@ def main(captions):
                 )
                 clips = []
                 for seed, prompts in enumerate(texts):
-                    samples = sample(core, model, prompts, latent, seed)
+                    # Without the preset's mark, so that all are decoded in float32.
+                    samples = {"samples": sample(core, model, prompts, latent, seed)["samples"]}
                     frames = core.run("FusionFramesMoVQDecode", vae=demo.vae, latent=samples)[0]
                     clips.append(frames.movedim(-1, 1).float())
                 hook.remove()

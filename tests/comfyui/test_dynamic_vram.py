@@ -19,7 +19,7 @@ def test_paging_patcher_gives_the_same_frames(core, demo, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     paged = torch.load(result, weights_only=True)
-    assert paged["dynamic"] == [True] * 6
+    assert paged["dynamic"] == [True] * 7
     assert paged["unpaged"] == []
     positive, negative = core.run("FusionFramesTextEncode", clip=demo.clip, prompt="a large red circle")
     latent = core.run("FusionFramesEmptyLatent", width=64, height=64, keyframes=5, preset="64 x 64, demo")[0]
@@ -35,6 +35,7 @@ def test_paging_patcher_gives_the_same_frames(core, demo, tmp_path):
     # The plain patcher keeps weights in float32, the paging one casts the file's half precision when it computes.
     assert (paged["frames"] - frames).pow(2).mean().sqrt() < 0.02
     assert (paged["folded"] - frames).pow(2).mean().sqrt() < 0.02
+    assert 0 < (paged["narrow"] - paged["frames"]).abs().max() < 0.02
     other = core.nodes.NODE_CLASS_MAPPINGS["KSampler"]().sample(
         demo.model, 1, 3, 3.0, "euler", "normal", positive, negative, latent, 1.0
     )[0]

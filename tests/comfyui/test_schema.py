@@ -29,9 +29,9 @@ SURFACE = {
     "comfy.model_sampling": ["EPS", "ModelSamplingDiscrete"],
     "comfy.ops": ["manual_cast", "mixed_precision_ops"],
     "comfy.patcher_extension": [
-        "CallbacksMP", "CallbacksMP.ON_CLEANUP", "CallbacksMP.ON_LOAD", "WrappersMP", "WrappersMP.APPLY_MODEL",
-        "WrappersMP.CALC_COND_BATCH", "WrappersMP.DIFFUSION_MODEL", "WrappersMP.PREDICT_NOISE",
-        "WrappersMP.PREPARE_SAMPLING", "WrappersMP.SAMPLER_SAMPLE", "WrapperExecutor",
+        "CallbacksMP", "CallbacksMP.ON_CLEANUP", "CallbacksMP.ON_DETACH", "CallbacksMP.ON_LOAD", "WrappersMP",
+        "WrappersMP.APPLY_MODEL", "WrappersMP.CALC_COND_BATCH", "WrappersMP.DIFFUSION_MODEL",
+        "WrappersMP.PREDICT_NOISE", "WrappersMP.PREPARE_SAMPLING", "WrappersMP.SAMPLER_SAMPLE", "WrapperExecutor",
         "WrapperExecutor.new_class_executor", "get_all_wrappers",
     ],
     "comfy.quant_ops": ["QUANT_ALGOS", "QuantizedTensor"],

@@ -10,10 +10,10 @@ from fusionframes.ff_kernels.demo.evaluate import true_clips
 from fusionframes.ff_kernels.demo.model import demo_pipeline
 from fusionframes.ff_kernels.metrics.fidelity import psnr
 from fusionframes.ff_kernels.pipeline import needs
-from fusionframes.ff_kernels.pipeline.decoder import LEAST_DB, NarrowDecoder, choose_decoder
 from fusionframes.ff_kernels.pipeline.planning import plan_run
 from fusionframes.ff_kernels.pipeline.settings import Settings
 from fusionframes.ff_kernels.runtime.plan import Budget
+from fusionframes.ff_kernels.stages.narrow import LEAST_DB, NarrowDecoder, choose_decoder
 
 CPU = torch.device("cpu")
 BALANCED = Settings(fps="low", preset="balanced")
@@ -43,12 +43,12 @@ def quick(monkeypatch):
 def narrow(movq, dtype, spoil=1.0):
     network = copy.deepcopy(movq).to(dtype)
     network.decoder.conv_out.weight.mul_(spoil)
-    return NarrowDecoder(network, dtype, CPU)
+    return NarrowDecoder(lambda _: network, dtype, torch.bfloat16)
 
 
 def test_16_bit_decodes_the_clip_if_its_first_frame_is_near_enough(movq, latents):
     halves = [narrow(movq, torch.bfloat16)]
-    chosen, judged = choose_decoder(movq, halves, latents[:1], False)
+    chosen, judged = choose_decoder(movq, halves, latents)
     assert chosen is halves[0]
     frames, exact = (((net.decode(latents) + 1) / 2).clamp(0, 1) for net in (chosen, movq))
     assert LEAST_DB <= judged.distances[torch.bfloat16] < 80
@@ -59,12 +59,41 @@ def test_16_bit_decodes_the_clip_if_its_first_frame_is_near_enough(movq, latents
 @pytest.mark.parametrize("spoil", [1.01, float("inf")], ids=["too_far", "overflow"])
 def test_16_bit_that_is_too_far_makes_way_for_the_next_and_last_for_float32(movq, latents, spoil):
     bad, good = narrow(movq, torch.float16, spoil), narrow(movq, torch.bfloat16)
-    assert choose_decoder(movq, [bad, good], latents[:1], False)[0] is good
-    chosen, judged = choose_decoder(movq, [bad], latents[:1], False)
+    assert choose_decoder(movq, [bad, good], latents)[0] is good
+    chosen, judged = choose_decoder(movq, [bad], latents)
     assert chosen is movq
     assert judged.dtype is torch.float32
     assert judged.distances[torch.float16] < LEAST_DB
     assert judged.phrase().startswith("decoded in float32: on a first frame float16 is ")
+
+
+def test_clip_that_overflows_after_its_first_frame_goes_on_wider_and_the_next_one_starts_anew(pipeline, movq, latents):
+    made = []
+
+    def network_in(dtype):
+        made.append(copy.deepcopy(movq).to(dtype))
+        return made[-1]
+
+    first, second = (NarrowDecoder(network_in, torch.float16, torch.bfloat16) for _ in range(2))
+    with pytest.warns(UserWarning, match="overflowed in float16 and goes on in torch.bfloat16"):
+        pixels = first.decode(latents * 1e4)
+    assert first.dtype is torch.bfloat16
+    assert torch.equal(pixels, made[2].decode((latents * 1e4).bfloat16()).float())
+    # The network that overflowed is not cast: whoever holds it decodes the next clip in float16.
+    assert second.decode(latents).isfinite().all()
+    assert [next(network.parameters()).dtype for network in made] == [torch.float16, torch.float16, torch.bfloat16]
+
+
+def test_16_bit_lies_beside_float32_and_in_place_of_16_bit():
+    networks = demo_pipeline().networks
+    network = networks.get("movq").network
+    half = networks.movq_in("movq", torch.bfloat16)
+    assert networks.movq_in("movq", torch.bfloat16) is half
+    assert networks.movq_in("movq", torch.float32) is network
+    networks.loaded["movq"].network, networks.loaded["movq"].dtype = half, torch.bfloat16
+    assert networks.movq_in("movq", torch.float32) is not network
+    assert networks.loaded["movq"].dtype is torch.float32
+    assert networks.loaded["movq"].narrow is None
 
 
 def test_presets_of_few_steps_decode_in_16_bit_where_that_is_faster(pipeline, quick, latents):

@@ -2,14 +2,13 @@
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..models.configs import MoVQConfig
-from ..runtime.devices import wide_dtype
 
 # So far are frames in 8 bit, as files hold them, from what was rounded (58.9): 16 bit may take no more than that again.
 LEAST_DB = 10 * math.log10(12 * 255**2)
@@ -19,13 +18,14 @@ class NarrowDecoder:
     """A MoVQ in 16 bit that takes and gives float32.
 
     Args:
-        network: the MoVQ, its weights in ``dtype``.
+        network_in: gives the MoVQ with its weights in a dtype; what it gave before may be gone then.
         dtype: float16 or bfloat16.
-        device: where it runs.
+        wide: dtype to go on in where float16 overflows.
     """
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-        self._network, self._dtype, self._device = network, dtype, device
+    def __init__(self, network_in: Callable[[torch.dtype], nn.Module], dtype: torch.dtype, wide: torch.dtype) -> None:
+        self._network_in, self._dtype, self._wide = network_in, dtype, wide
+        self._network: nn.Module | None = network_in(dtype)
 
     @property
     def config(self) -> MoVQConfig:
@@ -41,9 +41,11 @@ class NarrowDecoder:
         """Return pixels as ``MoVQ.decode``; where float16 overflows, all from there on in a dtype that does not."""
         pixels = self.decode_once(latents, shared_map=shared_map)
         if self._dtype is torch.float16 and not pixels.isfinite().all():
-            self._dtype = wide_dtype(self._device, self._dtype)
+            self._dtype = self._wide
             warnings.warn(f"decoding overflowed in float16 and goes on in {self._dtype}", stacklevel=2)
-            self._network = self._network.to(self._dtype)
+            # Another network and not this one cast: its owner keeps it for the next clip. Let go of first, for room.
+            self._network = None
+            self._network = self._network_in(self._dtype)
             return self.decode(latents, shared_map=shared_map)
         return pixels
 
@@ -71,7 +73,7 @@ class Judged:
 
 
 def choose_decoder(
-    network: nn.Module, halves: Iterable[NarrowDecoder], latents: Tensor, shared_map: bool
+    network: nn.Module, halves: Iterable[NarrowDecoder], latents: Tensor, *, chunk: int = 1, shared_map: bool = False
 ) -> tuple[nn.Module | NarrowDecoder, Judged]:
     """Return the first decoder in 16 bit whose frames are ``LEAST_DB`` or nearer to those of float32, else float32's.
 
@@ -80,9 +82,11 @@ def choose_decoder(
     Args:
         network: the MoVQ in float32.
         halves: the same in 16 bit, made when it is its turn.
-        latents: ``[N, z, h, w]``, the first frames of a clip.
+        latents: ``[T, z, h, w]`` of a clip, judged by its first frame, or first chunk where frames look at each other.
+        chunk: frames that run together.
         shared_map: see ``MoVQ.decode``.
     """
+    latents = latents[: chunk if network.config.is_video or shared_map else 1]
     expected = network.decode(latents, shared_map=shared_map)
     distances = {}
     for half in halves:
