@@ -109,6 +109,19 @@ def test_seeds_are_fixed(path, definitions):
 
 
 @each_workflow
+def test_no_node_hangs_over_the_group_it_stands_in(path):
+    graph, faults = read(path), []
+    for group in graph["groups"]:
+        left, top, width, height = group["bounding"]
+        for node in graph["nodes"]:
+            (x, y), (node_width, node_height) = node["pos"][:2], node["size"][:2]
+            stands_in = left <= x <= left + width and top <= y <= top + height
+            if stands_in and (x + node_width > left + width or y + node_height > top + height):
+                faults.append((group["title"], node["type"]))
+    assert not faults
+
+
+@each_workflow
 def test_thumbnail_lies_beside_the_workflow(path):
     thumbnail = path.with_suffix(".jpg")
     assert thumbnail.is_file()
