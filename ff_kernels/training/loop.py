@@ -274,9 +274,9 @@ def train(
                 _write_state(checkpoint, begun, training)
                 saved = now
     except TrainingError:
-        _write_state(checkpoint, begun, training)
+        _leave_state(checkpoint, begun, training)
         raise
-    _write_state(checkpoint, begun, training)
+    _leave_state(checkpoint, begun, training)
     return {k: v.cpu() for k, v in training.averages.items()}
 
 
@@ -305,6 +305,12 @@ def _write_state(path: Path, begun: str, training: Training) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         torch.save({"begun": begun, **training.state()}, temporary)
+
+
+def _leave_state(path: Path, begun: str, training: Training) -> None:
+    """Write the last state, which no process may look for before it is there."""
+    _write_state(path, begun, training)
+    training.processes.any(False)
 
 
 def _read_state(path: Path, begun: str, config: TrainConfig, device: torch.device) -> dict[str, Any]:
