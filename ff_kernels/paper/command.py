@@ -13,14 +13,14 @@ from tqdm import tqdm
 from ..bench.quality_report import RESULTS as QUALITY
 from ..bench.quality_report import read_results, table
 from ..errors import FusionFramesError
+from ..files import atomic_path
 from ..training.interruption import SignalStop
 from . import RESULTS, page
 from .curves import draw_curves
+from .page import PRESETS
 from .plan import GROUPS, gather, jobs_of, list_jobs
 from .plots import draw_plots
 from .runs import JOBS, ExperimentRun, OutOfTimeError, finish
-
-PRESETS = "presets"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -114,7 +114,8 @@ def drop_old(done: dict, jobs: Sequence) -> None:
     old = page.load_old()
     left = {group: old[group] for group in old if not page.is_ranked(group, done, jobs)}
     if left != old and left:
-        page.OLD.write_text(json.dumps(left, indent=1) + "\n", encoding="ascii")
+        with atomic_path(page.OLD) as path:
+            path.write_text(json.dumps(left, indent=1) + "\n", encoding="ascii")
     elif not left:
         page.OLD.unlink(missing_ok=True)
 

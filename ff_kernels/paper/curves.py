@@ -5,17 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..demo.world.scenes import MEDIUM_FRAMES
 from ..media.pictures import write_image
 from ..metrics.plots import tick_labels, ticks
 from . import gaps, variants
+from .plots import GRID, SCALE, write_words
 from .tables import Records
 
 _WIDTH_PX, _HEIGHT_PX, _LEFT_PX, _RIGHT_PX, _TOP_PX, _BOTTOM_PX = 430, 270, 58, 14, 34, 50
-_LEGEND_PX, _TEXT_PX, _TICKS_X, _TICKS_Y, _SCALE = 22, 12, 6, 5, 2
-_INK, _GRID = "#303030", "#dddddd"
+_LEGEND_PX, _TICKS_X, _TICKS_Y = 22, 6, 5
 _COLOURS = ("#e07b10", "#1f77b4", "#2e8b57", "#a0409a")
 # Table to the number of its curve and the words of the axis.
 CURVES = {
@@ -63,7 +63,7 @@ def lines_of(records: Records, key: str, by: str) -> dict[str, Line]:
 def plot_lines(by_steps: Mapping[str, Line], by_minutes: Mapping[str, Line], words: str) -> Image.Image:
     """Return a picture of two panels with one legend; thin lines are seeds, thick ones their mean."""
     size = (2 * _WIDTH_PX, _HEIGHT_PX + _LEGEND_PX)
-    picture = Image.new("RGB", (size[0] * _SCALE, size[1] * _SCALE), "white")
+    picture = Image.new("RGB", (size[0] * SCALE, size[1] * SCALE), "white")
     draw = ImageDraw.Draw(picture)
     for left, lines, axis in (
         (0, by_steps, "training steps"),
@@ -73,8 +73,8 @@ def plot_lines(by_steps: Mapping[str, Line], by_minutes: Mapping[str, Line], wor
     x = _LEFT_PX
     for name, colour in zip(by_steps, _COLOURS, strict=False):
         y = _HEIGHT_PX + _LEGEND_PX / 2
-        draw.line([(x * _SCALE, y * _SCALE), ((x + 20) * _SCALE, y * _SCALE)], fill=colour, width=3 * _SCALE)
-        _write(draw, (x + 26, y), name, "lm")
+        draw.line([(x * SCALE, y * SCALE), ((x + 20) * SCALE, y * SCALE)], fill=colour, width=3 * SCALE)
+        write_words(draw, (x + 26, y), name, "lm")
         x += (2 * _WIDTH_PX - _LEFT_PX) / len(by_steps)
     return picture.resize(size, Image.Resampling.BOX)
 
@@ -90,28 +90,23 @@ def _draw_panel(draw: ImageDraw.ImageDraw, left: float, lines: Mapping[str, Line
     def place(x: float, y: float) -> tuple[float, float]:
         across, down = x / (right or 1.0), (high - y) / (high - low)
         return (
-            (corners[0] + across * (corners[2] - corners[0])) * _SCALE,
-            (corners[1] + down * (corners[3] - corners[1])) * _SCALE,
+            (corners[0] + across * (corners[2] - corners[0])) * SCALE,
+            (corners[1] + down * (corners[3] - corners[1])) * SCALE,
         )
 
     marks = ticks(0.0, right or 1.0, _TICKS_X)
     for value, label in zip(marks, tick_labels(marks), strict=True):
-        draw.line([place(value, low), place(value, high)], fill=_GRID, width=_SCALE)
-        _write(draw, (place(value, low)[0] / _SCALE, corners[3] + 4), label, "ma")
+        draw.line([place(value, low), place(value, high)], fill=GRID, width=SCALE)
+        write_words(draw, (place(value, low)[0] / SCALE, corners[3] + 4), label, "ma")
     marks = ticks(low, high, _TICKS_Y)
     for value, label in zip(marks, tick_labels(marks), strict=True):
-        draw.line([place(0, value), place(right, value)], fill=_GRID, width=_SCALE)
-        _write(draw, (corners[0] - 6, place(0, value)[1] / _SCALE), label, "rm")
-    _write(draw, ((corners[0] + corners[2]) / 2, corners[3] + 24), titles[0], "ma")
-    _write(draw, (corners[0], _TOP_PX / 2), titles[1], "lm")
+        draw.line([place(0, value), place(right, value)], fill=GRID, width=SCALE)
+        write_words(draw, (corners[0] - 6, place(0, value)[1] / SCALE), label, "rm")
+    write_words(draw, ((corners[0] + corners[2]) / 2, corners[3] + 24), titles[0], "ma")
+    write_words(draw, (corners[0], _TOP_PX / 2), titles[1], "lm")
     for line, colour in zip(lines.values(), _COLOURS, strict=False):
         for curve in line.seeds:
-            draw.line([place(*point) for point in curve], fill=colour, width=_SCALE)
-        draw.line([place(*point) for point in line.mean], fill=colour, width=3 * _SCALE, joint="curve")
+            draw.line([place(*point) for point in curve], fill=colour, width=SCALE)
+        draw.line([place(*point) for point in line.mean], fill=colour, width=3 * SCALE, joint="curve")
         for x, y in (place(*point) for point in line.mean):
             draw.ellipse([x - 5, y - 5, x + 5, y + 5], fill=colour)
-
-
-def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, anchor: str) -> None:
-    font = ImageFont.load_default(_TEXT_PX * _SCALE)
-    draw.text((place[0] * _SCALE, place[1] * _SCALE), text, fill=_INK, font=font, anchor=anchor)

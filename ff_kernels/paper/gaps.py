@@ -26,7 +26,18 @@ from ..training.initial import initialise
 from ..training.losses import GapVelocity, MaskedVelocity
 from ..training.run_folder import TrainRun
 from . import budgets
-from .runs import ExperimentRun, Job, Numbers, Training, core_seconds, mean_of, pipeline_with, sampling, seeded
+from .runs import (
+    ExperimentRun,
+    Job,
+    Numbers,
+    Training,
+    core_seconds,
+    file_stem,
+    mean_of,
+    pipeline_with,
+    sampling,
+    seeded,
+)
 
 GROUP = "gaps"
 BLENDING, SHIPPED, TRUTH = "linear blending", "demo weights", "true clips"
@@ -60,7 +71,7 @@ def jobs(run: ExperimentRun) -> list[Job]:
     for seed in run.seeds_of(budgets.GAP_SEEDS):
         for name in (OURS, MASKED, OURS_EQUAL_TIME):
             longer = budget.longer(budgets.TIME_FACTOR if name == OURS_EQUAL_TIME else 1)
-            work = partial(_measure_trained, run, f"{GROUP}-{name.replace(', ', '-').replace(' ', '-')}", seed)
+            work = partial(_measure_trained, run, file_stem(f"{GROUP}-{name}"), seed)
             draw = batches.draw_groups if name == MASKED else batches.draw_gaps
             training = Training(
                 partial(start_of, name),

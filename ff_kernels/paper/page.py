@@ -10,9 +10,8 @@ from ..bench.quality_report import read_results, table
 from ..files import atomic_path
 from . import RESULTS
 from .curves import CURVES
-from .plan import Records
 from .runs import Job
-from .tables import MAKERS
+from .tables import MAKERS, Records
 from .verdicts import VERDICTS, presets_verdict
 
 PAGE = RESULTS.parent / "README.md"

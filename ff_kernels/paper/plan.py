@@ -7,8 +7,6 @@ from . import decoders, gaps, variants
 from .runs import ExperimentRun, Job, find_record
 
 GROUPS = {module.GROUP: module for module in (variants, gaps, decoders)}
-# Rows to seeds to records.
-Records = dict[str, dict[str, dict[str, Any]]]
 # Processor seconds of a step on a Xeon, measured beside other work; and what measuring adds to training.
 STEP_SECONDS: Mapping[str, Mapping[str, float]] = {
     gaps.GROUP: {gaps.OURS: 0.28, gaps.OURS_EQUAL_TIME: 0.28, gaps.MASKED: 1.6},
@@ -46,9 +44,9 @@ def list_jobs(run: ExperimentRun, jobs: Sequence[Job]) -> list[str]:
     return [*lines, f"{total:.1f} hours of one core for all of them, {left:.1f} left"]
 
 
-def gather(run: ExperimentRun, jobs: Iterable[Job]) -> dict[str, Records]:
+def gather(run: ExperimentRun, jobs: Iterable[Job]) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the records of the jobs that are done, by table, row and seed."""
-    found: dict[str, Records] = {}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for job in jobs:
         record = find_record(run, job)
         if record is not None:

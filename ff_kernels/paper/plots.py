@@ -15,8 +15,8 @@ from .tables import Records, values_of
 _NAME_PX, _PANEL_PX, _GAP_PX, _ROW_PX, _HEAD_PX, _FOOT_PX = 150, 220, 22, 24, 28, 24
 _TEXT_PX, _DOT_PX, _TICKS = 12, 2.2, 4
 # Drawn larger and reduced, as Pillow's lines have no soft edges of their own.
-_SCALE = 2
-_INK, _GRID, _BAR = "#303030", "#dddddd", "#8fb8d8"
+SCALE = 2
+INK, GRID, _BAR = "#303030", "#dddddd", "#8fb8d8"
 # Table to panels: the number, its title and its unit.
 PANELS: dict[str, tuple[tuple[str, str, float], ...]] = {
     variants.GROUP: (
@@ -63,13 +63,13 @@ def plot_rows(records: Records, panels: Sequence[tuple[str, str, float]]) -> Ima
     """
     width = _NAME_PX + len(panels) * (_PANEL_PX + _GAP_PX)
     height = _HEAD_PX + _ROW_PX * len(records) + _FOOT_PX
-    picture = Image.new("RGB", (width * _SCALE, height * _SCALE), "white")
+    picture = Image.new("RGB", (width * SCALE, height * SCALE), "white")
     draw = ImageDraw.Draw(picture)
     for place, name in enumerate(records):
-        _write(draw, (_NAME_PX - 8, _HEAD_PX + _ROW_PX * (place + 0.5)), name, "rm")
+        write_words(draw, (_NAME_PX - 8, _HEAD_PX + _ROW_PX * (place + 0.5)), name, "rm")
     for i, (key, title, unit) in enumerate(panels):
         left = _NAME_PX + i * (_PANEL_PX + _GAP_PX)
-        _write(draw, (left, _HEAD_PX / 2), title, "lm")
+        write_words(draw, (left, _HEAD_PX / 2), title, "lm")
         values = [[value / unit for value in values_of(records, name, key)] for name in records]
         if not any(values):
             continue
@@ -96,19 +96,19 @@ def _draw_panel(draw: ImageDraw.ImageDraw, left: float, values: Sequence[Sequenc
 
     marks = ticks(low, high, _TICKS)
     for value, label in zip(marks, tick_labels(marks), strict=True):
-        _line(draw, [(x(value), _HEAD_PX), (x(value), bottom)], _GRID)
-        _write(draw, (x(value), bottom + 4), label, "ma")
+        _line(draw, [(x(value), _HEAD_PX), (x(value), bottom)], GRID)
+        write_words(draw, (x(value), bottom + 4), label, "ma")
     for place, row in enumerate(values):
         if not row:
             continue
         middle = _HEAD_PX + _ROW_PX * (place + 0.5)
         mean, deviation = statistics.fmean(row), _deviation(row)
         corners = (left, middle - 7, max(left, x(mean)), middle + 7)
-        draw.rectangle([side * _SCALE for side in corners], fill=_BAR)
-        _line(draw, [(max(left, x(mean - deviation)), middle), (x(mean + deviation), middle)], _INK)
+        draw.rectangle([side * SCALE for side in corners], fill=_BAR)
+        _line(draw, [(max(left, x(mean - deviation)), middle), (x(mean + deviation), middle)], INK)
         for value in row:
             dot = (x(value) - _DOT_PX, middle - _DOT_PX, x(value) + _DOT_PX, middle + _DOT_PX)
-            draw.ellipse([side * _SCALE for side in dot], fill=_INK)
+            draw.ellipse([side * SCALE for side in dot], fill=INK)
 
 
 def _deviation(values: Sequence[float]) -> float:
@@ -116,9 +116,10 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def _line(draw: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]], colour: str) -> None:
-    draw.line([(x * _SCALE, y * _SCALE) for x, y in points], fill=colour, width=_SCALE)
+    draw.line([(x * SCALE, y * SCALE) for x, y in points], fill=colour, width=SCALE)
 
 
-def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, anchor: str) -> None:
-    font = ImageFont.load_default(_TEXT_PX * _SCALE)
-    draw.text((place[0] * _SCALE, place[1] * _SCALE), text, fill=_INK, font=font, anchor=anchor)
+def write_words(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, anchor: str) -> None:
+    """Write words at a place in pixels of the finished picture."""
+    font = ImageFont.load_default(_TEXT_PX * SCALE)
+    draw.text((place[0] * SCALE, place[1] * SCALE), text, fill=INK, font=font, anchor=anchor)

@@ -60,6 +60,11 @@ class Training:
     watch: Callable[[nn.Module], Numbers] | None = None
 
 
+def file_stem(words: str) -> str:
+    """Return words as the name of a file."""
+    return words.replace(", ", "-").replace(" ", "-")
+
+
 @dataclass(frozen=True)
 class Job:
     """One row of a table under one seed.
@@ -83,7 +88,7 @@ class Job:
     @property
     def stem(self) -> str:
         """The job as the name of a file."""
-        return f"{self.group}-{self.name}-seed{self.seed}".replace(", ", "-").replace(" ", "-")
+        return file_stem(f"{self.group}-{self.name}-seed{self.seed}")
 
     @cached_property
     def key(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...ff_kernels.checkpoints.packing import MARKER, SCALE, TABLE_KEY
+from ...ff_kernels.checkpoints.packing import CHANNEL_FORMAT, LINEAR_FORMAT, MARKER, SCALE, TABLE_KEY
 from ...ff_kernels.errors import CheckpointError
 from .._compat import dequantised, keeps_quantised, quantised_formats, read_tensors
 
@@ -23,8 +23,8 @@ SIDES = (
 # Two values in a byte.
 HALVED = ("nvfp4", "convrot_w4a4", "asym_w4a8_int8")
 # A weight is its stored values times its scales, rotated ones aside. The last is the engine's own, of any layer.
-SCALED = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "ff_int8_channel")
-STORED = {"int8_tensorwise": torch.int8, "ff_int8_channel": torch.int8}
+SCALED = ("float8_e4m3fn", "float8_e5m2", LINEAR_FORMAT, CHANNEL_FORMAT)
+STORED = {LINEAR_FORMAT: torch.int8, CHANNEL_FORMAT: torch.int8}
 
 
 @dataclass(frozen=True)
