@@ -66,7 +66,7 @@ VARIANTS = Budget(
     clips=2000, evaluated=48, watched=6, watched_clips=24,
 )  # fmt: skip
 GAPS = Budget(
-    TrainConfig(steps=1200, batch=4, learning_rate=2e-3, warmup=50, ema_decay=0.99),
+    TrainConfig(steps=2000, batch=4, learning_rate=2e-3, warmup=50, ema_decay=0.99),
     clips=600, evaluated=8, long_clips=4, watched=6, watched_clips=4,
 )  # fmt: skip
 # That of the shipped video decoder (demo/recipe.py), with clips of the paper's eight frames.

@@ -1,6 +1,8 @@
 """The paper's interpolation against Masked Frame Interpolation and against blending, on true keyframes."""
 
+import math
 import statistics
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache, partial
 
@@ -145,13 +147,17 @@ def _measure_truth(counts: Mapping[int, int]) -> Numbers:
 
 
 def _fidelity(pairs: Iterable[tuple[Tensor, Tensor]], frames: int) -> Numbers:
-    """Return means over the new frames of all clips, the frames given are left out; the warping error is of all."""
+    """Return means over the new frames of all clips, the frames given are left out; the warping error is of all.
+
+    PSNR is that of the mean squared error: a frame that blending meets exactly would make a mean of decibels infinite.
+    """
     new = torch.arange(frames) % 4 ** LENGTHS[frames] != 0
     rows = []
     for truth, made in pairs:
         curves = fidelity_curves(truth[new], made[new]) | {"warping": warping_error(made)}
         rows.append({f"{name} {frames}": curve.mean().item() for name, curve in curves.items()})
-    return mean_of(rows)
+    means = mean_of(rows)
+    return means | {f"PSNR {frames}": -10 * math.log10(max(means[f"MSE {frames}"], sys.float_info.min))}
 
 
 @cache
