@@ -3,21 +3,24 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.tiny import INTERPOLATION_V10, KEYFRAME_V10, draw, unet
+from support.tiny import INTERPOLATION_V10, INTERPOLATION_V11, KEYFRAME_V10, KEYFRAME_V11, draw, unet
 
 from fusionframes.ff_kernels.bench.precision import PLAIN, Precision
 from fusionframes.ff_kernels.bench.released_movq import decode_chunk, decode_frames
+from fusionframes.ff_kernels.bench.released_text import encode_text
 from fusionframes.ff_kernels.bench.released_unet import (
+    Shown,
     Texts,
     interpolation_forward,
     interpolation_step,
     keyframe_forward,
     keyframe_step,
 )
-from fusionframes.ff_kernels.models.configs import MoVQConfig, UNetConfig
+from fusionframes.ff_kernels.models.configs import MoVQConfig, TextConfig, UNetConfig
 from fusionframes.ff_kernels.models.interpolation_unet import InterpolationUNet
 from fusionframes.ff_kernels.models.keyframe_unet import KeyframeUNet
 from fusionframes.ff_kernels.models.movq import MoVQ
+from fusionframes.ff_kernels.models.text_encoder import TextEncoder
 from fusionframes.ff_kernels.verify.cases import fill_weights
 from fusionframes.ff_kernels.verify.checks import FORWARD_LIMIT
 from fusionframes.ff_kernels.verify.run import relative_error
@@ -52,10 +55,39 @@ def test_interpolation_reference_is_within_the_golden_limit(golden):
     assert relative_error(interpolation_forward(net, t["x"], t["time"], *told), t["out"]) <= FORWARD_LIMIT
 
 
-def test_movq_reference_is_within_the_golden_limit(golden):
-    case, t = read(golden, "v10_movq")
+def test_keyframe_reference_of_1_1_is_within_the_golden_limit(golden):
+    case, t = read(golden, "v11_keyframe_unet")
+    flags = {"noise_augmentation": True, "motion_score": True}
+    config = UNetConfig.from_dict({**case["config"], **flags, "family": "1.1", "stage": "keyframe"})
+    told = (t["context"], t["context_mask"].bool(), t["temporal"], case["num_frames"])
+    more = {"noise_level": t["noise_aug_time"], "motion_score": t["motion_score"]}
+    out = keyframe_forward(network(case, KeyframeUNet, config), t["x"], t["time"], *told, **more)
+    assert relative_error(out, t["out"]) <= FORWARD_LIMIT
+
+
+def test_interpolation_reference_of_1_1_is_within_the_golden_limit(golden):
+    case, t = read(golden, "v11_interpolation_unet")
+    config = UNetConfig.from_dict({**case["config"], "family": "1.1", "stage": "interpolation"})
+    told = (t["context"], t["context_mask"].bool(), t["skip_frames"], case["num_predicted_groups"])
+    more = {"noise_level": t["perturbation_time"], "merge": t["temporal_mask"]}
+    out = interpolation_forward(network(case, InterpolationUNet, config), t["x"], t["time"], *told, **more)
+    assert relative_error(out, t["out"]) <= FORWARD_LIMIT
+
+
+@pytest.mark.parametrize("name", ["v10_movq", "v11_video_movq"])
+def test_movq_reference_is_within_the_golden_limit(golden, name):
+    case, t = read(golden, name)
     movq = network(case, MoVQ, MoVQConfig.from_dict(case["config"]))
     assert relative_error(decode_chunk(movq, t["z"]), t["decoded"]) <= FORWARD_LIMIT
+
+
+def test_text_reference_is_within_the_golden_limit(golden):
+    case, t = read(golden, "text")
+    encoder = network(case, TextEncoder, TextConfig.from_dict(case["config"]))
+    brought = []
+    out = encode_text(encoder, t["input_ids"], t["attention_mask"], lambda block: brought.append(block) or block)
+    assert relative_error(out, t["last_hidden_state"]) <= FORWARD_LIMIT
+    assert brought == [*encoder.encoder.block, encoder.encoder.final_layer_norm]
 
 
 def test_reference_does_not_change_the_latents_or_weights(golden):
@@ -97,6 +129,30 @@ def test_interpolation_step_hides_the_keyframes_from_the_second_branch():
     other = interpolation_step(net, x, (draw(2, 4, 8, 4, seed=2), draw(2, 4, 8, 4, seed=3)), *told)
     assert not torch.allclose(one[:2], other[:2])
     torch.testing.assert_close(one[2:], other[2:])
+
+
+def test_keyframe_step_of_1_1_shows_the_first_frame_to_two_of_three_branches():
+    net, x, config = unet(KEYFRAME_V11), draw(3, 4, 8, 4), KEYFRAME_V11
+    context, mask = draw(1, 5, config.context_dim).expand(3, -1, -1), torch.tensor([[1, 1, 1, 1, 0]] * 3)
+    told = (torch.full((3,), 20), Texts(context, mask, draw(config.context_dim, seed=2)), torch.arange(3))
+    one, other = (keyframe_step(net, x, *told, shown=Shown(draw(3, 5, 8, 4, seed=seed), 20, 10)) for seed in (3, 4))
+    assert one.shape == (9, 4, 8, 4)
+    assert not torch.allclose(one[:3], other[:3])
+    assert not torch.allclose(one[3:6], other[3:6])
+    torch.testing.assert_close(one[6:], other[6:])
+    assert not torch.allclose(one[:3], one[3:6])
+
+
+def test_interpolation_step_of_1_1_mixes_nothing_over_time_in_the_second_branch():
+    net, config = unet(INTERPOLATION_V11), INTERPOLATION_V11
+    context, mask = draw(1, 5, config.context_dim).expand(3, -1, -1), torch.tensor([[1, 1, 1, 1, 0]] * 3)
+    told = (torch.full((3,), 20), Texts(context, mask, draw(config.context_dim, seed=2)), torch.full((3,), 3))
+    ends, x = (draw(3, 4, 8, 4, seed=1), draw(3, 4, 8, 4, seed=2)), draw(3, 12, 8, 4)
+    changed = torch.cat([x[:2], draw(1, 12, 8, 4, seed=5)])
+    one, other = (interpolation_step(net, start, ends, *told) for start in (x, changed))
+    # The first gap learns of the third in the first branch alone.
+    assert not torch.allclose(one[0], other[0])
+    torch.testing.assert_close(one[3], other[3])
 
 
 @pytest.mark.parametrize(("frames", "chunks"), [(5, [5]), (8, [4, 4]), (3, [3])])
