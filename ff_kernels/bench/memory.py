@@ -21,7 +21,10 @@ def peak_on_cpu(workload: Workload, is_ours: bool, threads: int) -> int | None:
     """Return the bytes that the resident set of a fresh process grows by in one call; None where not known."""
     if not _STATUS.exists():
         return None
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    # A process that has loaded torch and done nothing with it is the parent of every fresh one.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_grow, workload, is_ours, threads).result()
 
 

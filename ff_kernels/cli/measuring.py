@@ -24,7 +24,10 @@ def add_verify(commands: Any) -> None:
 def add_bench(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser("bench", help="time the engine against the release's formulation")
-    what = "keyframes, interpolation or decode with -cpu, -512 or -640x384, may be repeated (default: for this machine)"
+    what = (
+        "keyframes, interpolation or decode with -cpu, -512, -640x384 or -1.1-512, or text-ul2; may be repeated "
+        "(default: for this machine)"
+    )
     parser.add_argument("--workload", action="append", metavar="NAME", help=what)
     parser.add_argument("--repeats", type=int, default=3, help="calls behind each median (default 3)")
     what = "print one JSON object per line; with --acceptance: write everything to this file too"
