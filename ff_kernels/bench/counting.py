@@ -6,9 +6,6 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import InputError
-from ..sampling.gaps import frames_after
-from ..stages.presets import PRESETS, RELEASED, Preset
-from ..stages.releases import V10
 from .known_values import KnownValues
 from .precision import AUTOCAST
 from .recorder import Recording, record
@@ -117,57 +114,6 @@ def recorded(name: str) -> list[dict[str, object]]:
         times = [roofline_seconds(recording, device) for recording in (release, ours)]
         rows.append({"workload": name, "figure": f"{device}_seconds", "release": times[0], "ours": times[1]})
     return rows
-
-
-@dataclass(frozen=True)
-class ClipCost:
-    """Seconds that a GPU cannot go below for a clip of release 1.0: one interpolation pass, 512 x 512, 16 bit.
-
-    Attributes:
-        name: formulation and preset.
-        keyframes: all steps of the keyframes.
-        interpolation: all steps of the pass.
-        decoding: all frames.
-    """
-
-    name: str
-    keyframes: float
-    interpolation: float
-    decoding: float
-
-    @property
-    def seconds(self) -> float:
-        """The whole clip; encoding the prompt is left out."""
-        return self.keyframes + self.interpolation + self.decoding
-
-
-def clip_costs(device_name: str = "H200") -> list[ClipCost]:
-    """Return the counted cost of a clip in the release's formulation, in ours, and in ours with every preset."""
-    names = ("keyframes-512", "interpolation-512", "decode-512")
-    sides = [
-        [roofline_seconds(count(WORKLOADS[name]), device_name) for name in names]
-        for count in (record_reference, record_ours)
-    ]
-    chunk = WORKLOADS["decode-512"].frames
-    frames = frames_after(V10.keyframes, 1)
-
-    def cost(name: str, side: list[float], preset: Preset) -> ClipCost:
-        steps = preset.steps or V10.keyframe.steps
-        inner = preset.interpolation_steps or V10.interpolation.steps
-        return ClipCost(name, side[0] * steps, side[1] * inner, side[2] / chunk * frames)
-
-    ours = [cost(f"ours, {name}", sides[1], preset) for name, preset in PRESETS.items()]
-    return [cost("release's formulation", sides[0], PRESETS[RELEASED]), *ours]
-
-
-def clip_table(costs: Sequence[ClipCost]) -> list[str]:
-    """Return the lines of a table in Markdown: seconds, and how many times faster than the first row."""
-    lines = ["| | keyframes | interpolation | decoding | clip | ratio |", "|---|---|---|---|---|---|"]
-    for cost in costs:
-        parts = (cost.keyframes, cost.interpolation, cost.decoding, cost.seconds)
-        cells = " | ".join(f"{seconds:.2f}" for seconds in parts)
-        lines.append(f"| {cost.name} | {cells} | {costs[0].seconds / cost.seconds:.1f} |")
-    return lines
 
 
 def table(rows: list[dict[str, object]]) -> list[str]:

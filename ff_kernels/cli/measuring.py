@@ -90,7 +90,7 @@ def run_bench(options: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from ..bench import counting, gap_costs, runner
+    from ..bench import clip_costs, counting, estimates, gap_costs, runner
 
     if options.repeats < 1:
         raise InputError(f"expected at least one repeat, got {options.repeats}: raise --repeats")
@@ -106,9 +106,12 @@ def run_bench(options: argparse.Namespace) -> int:
         if not options.workload:
             costs = gap_costs.count_gaps()
             print("\n".join(map(json.dumps, gap_costs.rows(costs)) if options.json else ["", *gap_costs.table(costs)]))
-            clips = counting.clip_costs()
-            lines = ["", "seconds per clip at the roofline of an H200:", *counting.clip_table(clips)]
+            clips = clip_costs.clip_costs()
+            lines = ["", "seconds per clip at the roofline of an H200:", *clip_costs.clip_table(clips)]
             print("\n".join(json.dumps(asdict(clip)) for clip in clips) if options.json else "\n".join(lines))
+            waits = estimates.acceptance_estimates()
+            lines = ["", "seconds of bench --acceptance on a card, estimated:", *estimates.table(waits)]
+            print("\n".join(json.dumps(asdict(wait)) for wait in waits) if options.json else "\n".join(lines))
         return 0
     workloads = runner.choose(options.workload)
     if options.history is not None:

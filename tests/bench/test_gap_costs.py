@@ -50,8 +50,8 @@ def test_count_is_that_of_70_gaps_in_both_branches():
 
 def test_record_prints_the_share_and_json_rows(capsys, monkeypatch, costs):
     monkeypatch.setattr(gap_costs, "count_gaps", lambda: costs)
-    for other in ("full_size", "clip_costs"):
-        monkeypatch.setattr(f"fusionframes.ff_kernels.bench.counting.{other}", lambda *names: [])
+    for other in ("counting.full_size", "clip_costs.clip_costs", "estimates.acceptance_estimates"):
+        monkeypatch.setattr(f"fusionframes.ff_kernels.bench.{other}", lambda *names: [])
     assert main(["bench", "--record"]) == 0
     shown = capsys.readouterr().out
     assert f"{costs['ours'].flops / costs['masked'].flops:.3f}" in shown

@@ -1,14 +1,18 @@
 """The targets that our side has to meet at full size, counted on the meta device."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from fusionframes.ff_kernels import bench
-from fusionframes.ff_kernels.bench.counting import TARGETS, clip_costs, clip_table, figure, record_ours
+from fusionframes.ff_kernels.bench.clip_costs import FLOAT32_PEAKS, clip_costs, clip_table, float32_seconds
+from fusionframes.ff_kernels.bench.counting import PEAKS, TARGETS, figure, record_ours
+from fusionframes.ff_kernels.bench.estimates import acceptance_estimates
+from fusionframes.ff_kernels.bench.estimates import table as estimate_table
 from fusionframes.ff_kernels.bench.known_values import KnownValues
-from fusionframes.ff_kernels.bench.recorder import record
+from fusionframes.ff_kernels.bench.recorder import Cost, Recording, record
 from fusionframes.ff_kernels.bench.workloads import WORKLOADS
 from fusionframes.ff_kernels.models import blocks
 from fusionframes.ff_kernels.models.configs import INTERPOLATION_V11
@@ -50,12 +54,49 @@ def test_page_says_what_is_counted(ours):
     }
 
 
-def test_page_of_the_presets_says_what_a_clip_costs_by_count():
-    costs = clip_costs()
+@pytest.fixture(scope="module")
+def costs():
+    return clip_costs()
+
+
+def test_page_of_the_presets_says_what_a_clip_costs_by_count(costs):
     page = (Path(bench.__file__).parents[1] / "bench/QUALITY.md").read_text(encoding="utf-8")
     assert "\n".join(clip_table(costs)) in page
     # Ten times the release's formulation: what the preset is for.
     assert costs[0].seconds / next(cost for cost in costs if "balanced" in cost.name).seconds > 10
+
+
+def test_presets_that_decode_in_16_bit_pay_for_it_with_a_first_frame_in_both_dtypes(costs, ours):
+    _, released, balanced, fast = costs
+    decoder = WORKLOADS["decode-512"]
+    narrow = ours("decode-512").seconds(*PEAKS["H200"]) / decoder.frames
+    wide = float32_seconds(record_ours(replace(decoder, is_full_size=False)), "NVIDIA H200") / decoder.frames
+    assert released.decoding == pytest.approx(57 * wide)
+    assert balanced.decoding == fast.decoding == pytest.approx(58 * narrow + wide)
+    assert [cost.decoded_in for cost in costs] == ["16 bit", "float32", "16 bit", "16 bit"]
+    # Twice the bytes at the least, and products at half the rate or less.
+    assert 2 < wide / narrow < 4
+
+
+def test_float32_multiplies_in_convolutions_at_their_own_rate():
+    (convolutions, rest), bandwidth = FLOAT32_PEAKS["H200"], PEAKS["H200"][1]
+    work, bytes_moved = int(1e15), int(1e13)
+    recording = Recording(
+        [
+            Cost("aten::convolution", 1, work, 0),
+            Cost("fused_attention", 1, work, 0),
+            Cost("aten::add", 1, 0, bytes_moved),
+        ]
+    )
+    expected = work / convolutions + work / rest + bytes_moved / bandwidth
+    assert float32_seconds(recording, "NVIDIA H200") == pytest.approx(expected)
+
+
+def test_page_says_how_long_an_acceptance_should_take_and_that_is_within_eight_minutes():
+    estimates = acceptance_estimates()
+    assert sum(estimate.seconds for estimate in estimates) < 8 * 60
+    page = (Path(bench.__file__).parent / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(estimate_table(estimates)) in page
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.workload}-{target.figure}")
