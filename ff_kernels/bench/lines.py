@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import FusionFramesError
 from ..files import atomic_path
+from ..runtime.devices import OutOfMemoryError
 
 PASSED, FAILED, NOT_HERE = "pass", "FAIL", "not here"
 
@@ -58,7 +57,7 @@ def of_error(check: str, error: BaseException, *, is_planned: bool = False) -> L
     said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
     if isinstance(error, NotHereError):
         return Line(check, NOT_HERE, said)
-    if isinstance(error, torch.cuda.OutOfMemoryError) and not is_planned:
+    if isinstance(error, OutOfMemoryError) and not is_planned:
         return Line(check, NOT_HERE, f"the device ran out of memory: {said}")
     return Line(check, FAILED, said)
 

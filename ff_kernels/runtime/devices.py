@@ -14,6 +14,8 @@ ORDER = ("cuda", "mps", "xpu", "npu", "cpu")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # From this generation on (Ampere) a CUDA device multiplies bfloat16; before, torch only imitates it.
 _BFLOAT16_CAPABILITY = (8, 0)
+# What torch raises where any device is full; newer ones have it under a name without "cuda" too.
+OutOfMemoryError = torch.cuda.OutOfMemoryError
 
 
 def _module(device_type: str) -> ModuleType | None:
