@@ -18,7 +18,7 @@ from ..runtime.plan import size_of
 from .kernel_checks import kernel_lines
 from .lines import FAILED, NOT_HERE, PASSED, Line, NotHereError, guarded, of_error
 from .placed_lines import IN_PIECES, pieces_line, placed_lines, ways_of
-from .room import both_sides, require_dtype, require_room
+from .room import both_sides, require_dtype, require_room, resident
 from .runner import REPEATS, measure, versions
 from .workloads import WORKLOADS, Workload, make_network, make_ready
 
@@ -65,8 +65,15 @@ def _lines_of(workload: Workload, device: torch.device, vram: int | None, repeat
             of_error(check, error) for check in (release, *(f"{workload.name}: {w}" for w in ways_of(workload)))
         ]
         return
+
     # Folding is done on the processor and takes longer than all steps together: once for all lines.
-    made = cache(torch.inference_mode()(lambda: make_ready(make_network(workload, device))))
+    @cache
+    @torch.inference_mode()
+    def made() -> nn.Module:
+        if workload.stage != "decode":
+            require_room(lambda: resident(workload, device), device, "the resident weights")
+        return make_ready(make_network(workload, device))
+
     line = guarded(release, lambda: _step(release, workload, made, device, repeats))
     yield line
     empty_cache(device)

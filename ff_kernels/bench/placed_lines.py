@@ -19,7 +19,7 @@ from ..runtime.placing import blocks_of, place
 from ..runtime.plan import Budget, Plan, plan_network, size_of
 from .lines import ERRORS, FAILED, NOT_HERE, PASSED, Line, NotHereError, guarded, of_error
 from .released_text import encode_text
-from .room import need_of, require_ram, require_room, resident, weights_of
+from .room import need_of, require_ram, weights_of
 from .runner import LIMITS, peak_on, timed
 from .workloads import Inputs, Workload, make_inputs, make_network, make_ready, our_call, prepare
 
@@ -69,14 +69,13 @@ def placed_lines(
 
     Args:
         workload: not of decoding.
-        made: gives its network, ready on the device, and leaves it to this.
+        made: gives its network, ready on the device, and leaves it to this; may raise NotHereError.
         device: where it runs.
         vram: bytes that a step with streamed weights may fill; default: room for half of the weights.
         repeats: calls behind each time, of which the shortest counts.
     """
     checks = {way: f"{workload.name}: {way}" for way in ways_of(workload)}
     try:
-        require_room(lambda: resident(workload, device), device, "the resident weights")
         network = made()
         kept = _run_resident(workload, network, device, repeats)
     except ERRORS as error:

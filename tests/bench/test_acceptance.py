@@ -202,6 +202,17 @@ def test_dtype_that_a_device_does_not_compute_in_is_not_here(monkeypatch):
     assert len(lines) == 2 + 4
 
 
+@pytest.mark.usefixtures("tiny")
+def test_weights_that_are_on_the_device_already_are_not_asked_room_for_again(monkeypatch):
+    made, make_network = [], acceptance.make_network
+    monkeypatch.setattr(acceptance, "make_network", lambda *args: made.append(args) or make_network(*args))
+    monkeypatch.setattr(room, "free_bytes", lambda device: 1000 if made else 1 << 40)
+    lines = list(acceptance.acceptance_lines(CPU, names=("text-tiny",), repeats=1))
+    assert [line.verdict for line in lines] == [PASSED, PASSED]
+    # Folding takes long: the network is made once for both.
+    assert len(made) == 1
+
+
 def test_running_out_of_memory_fails_what_was_planned_and_is_no_failure_of_the_rest():
     def full():
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
