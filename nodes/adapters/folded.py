@@ -78,18 +78,24 @@ def _whole(base: type) -> type:
     return type(f"Whole{base.__name__}", (WholePatcher, base), {})
 
 
-def refuse_named(patcher: Any, *_: Any, **__: Any) -> None:
-    """Refuse what changes or reads weights by their names.
+def refuse_folded(model: Any) -> None:
+    """Refuse what changes or reads weights by their names, of core's model with folded layers.
 
     Raises:
         InputError: always.
     """
     found, advice = "folded ones", f'choose "{AS_RELEASED}" in FusionFrames Load Model'
-    if getattr(patcher.model, "is_filed_folded", False):
+    if getattr(model, "is_filed_folded", False):
         found, advice = "those of a folded file, which cannot be turned back", "load the file that it was made from"
     raise InputError(
-        f"model expected layers as released for a LoRA, merging or another compute dtype, got {found}: {advice}"
+        f"model expected layers as released for a LoRA, training, merging or another compute dtype, got {found}: "
+        f"{advice}"
     )
+
+
+def refuse_named(patcher: Any, *_: Any, **__: Any) -> None:
+    """Be a patcher's method that refuses; see ``refuse_folded``."""
+    refuse_folded(patcher.model)
 
 
 def refuse_patched(patcher: Any) -> None:
@@ -99,7 +105,7 @@ def refuse_patched(patcher: Any) -> None:
         InputError: if it does.
     """
     if patcher.model.is_folded and (patcher.patches or any(patcher.hook_patches.values())):
-        refuse_named(patcher)
+        refuse_folded(patcher.model)
 
 
 class WholePatcher:
@@ -113,13 +119,13 @@ class WholePatcher:
     def set_injections(self, key: str, injections: list[Any]) -> None:
         """Take injections of nodes, but no LoRA that would run beside layers that are gone."""
         if "lora" in key:
-            refuse_named(self)
+            refuse_folded(self.model)
         super().set_injections(key, injections)
 
     def set_model_compute_dtype(self, dtype: torch.dtype | None) -> None:
         """Take core's choice and the dtype that the layers were folded for, which are the same."""
         if dtype not in (None, self.model.get_dtype()):
-            refuse_named(self)
+            refuse_folded(self.model)
 
     def load(self, device_to: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Load all layers; a paging patcher does so by itself, as they are not core's."""

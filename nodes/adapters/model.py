@@ -42,7 +42,7 @@ from .clips import clip_numbers
 from .conditioner import KEY, Conditioner, unload_patched, unpatch_other, with_conditioner
 from .files import Weights
 from .first_frame import first_frame_of, numbers_of
-from .folded import fill_folded, fill_from_folded, make_whole_patcher, size_of
+from .folded import fill_folded, fill_from_folded, make_whole_patcher, refuse_folded, size_of
 from .latent import NO_FIRST_FRAME, VideoLatents
 from .networks import NETWORKS, EngineView
 from .runs import RUN, with_run
@@ -89,6 +89,12 @@ class CoreModel(BaseModel):
         conditioner = Conditioner(self.diffusion_model, is_folded=self.is_folded)
         object.__setattr__(self, "conditioner", conditioner)
         object.__setattr__(self.diffusion_model, "conditioner", conditioner)
+
+    def train(self, mode: bool = True) -> "CoreModel":
+        """Switch to training, unless layers are folded: core would find none to train and say so in its own words."""
+        if mode and self.is_folded:
+            refuse_folded(self)
+        return super().train(mode)
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return what core saves, with all that our loader wants besides the weights."""

@@ -25,8 +25,8 @@ STAGES = {
 PACK = {"prompt": {"1": {}}, "extra_pnginfo": {"workflow": {"a": 1}}}
 LAYERS = ("as released", "folded")
 ADVICE = (
-    "model expected layers as released for a LoRA, merging or another compute dtype, got those of a folded file, which "
-    "cannot be turned back: load the file that it was made from"
+    "model expected layers as released for a LoRA, training, merging or another compute dtype, got those of a folded "
+    "file, which cannot be turned back: load the file that it was made from"
 )
 
 
