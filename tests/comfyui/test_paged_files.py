@@ -23,8 +23,8 @@ OWN = {"own8": (False, None, True), "folded": (True, torch.float32, False), "fol
 # Core rounds quantised layers of up to 16 KB anew when it pages, as the demo's are; the released networks have none.
 LARGE = [f"large_{form}" for form in ("float8_e4m3fn", "mxfp8", "int8_tensorwise")]
 # Signal to noise of what is paged to what is not, some decibels below what was measured.
-NEAR = {"float8_e4m3fn": 50, "mxfp8": 50, "nvfp4": 5, "int8_tensorwise": 30, "own8": 30}
-NEAR_TEXT = {"float8_e4m3fn": 50, "mxfp8": 50, "nvfp4": 15, "int8_tensorwise": 30, "own8": 30}
+NEAR = {"float8_e4m3fn": 50, "mxfp8": 50, "nvfp4": 12, "int8_tensorwise": 45, "own8": 45}
+NEAR_TEXT = {"float8_e4m3fn": 50, "mxfp8": 50, "nvfp4": 9, "int8_tensorwise": 32, "own8": 32}
 
 
 def write_lora(weights, names, path):
@@ -95,7 +95,7 @@ def test_pager_finds_all_but_widened_convolutions_in_the_file_again(files, paged
     filed = load_file(files[0] / "diffusion_models" / f"paged_{name}.safetensors")
     # Core has no layer for convolutions in 8 bit: what is widened is in no file.
     widened = {key for key, value in filed.items() if value.dtype is torch.int8 and value.ndim > 2}
-    assert len(widened) == (134 if name == "own8" else 0)
+    assert bool(widened) == (name == "own8")
     assert set(told["unpaged"]) == widened
     stored = {key: value.nbytes for key, value in filed.items() if key in told["bytes"] and key not in widened}
     assert {key: told["bytes"][key] for key in stored} == stored
@@ -111,7 +111,6 @@ def test_paged_network_samples_like_the_plain_one_also_after_it_gave_all_back(co
         (told["sample"], ksampler(core, model, paged["prompts"], small, 2)),
         (told["keyframes"], keyframes(core, model, paged["prompts"], small, 2)),
     ):
-        print(name, decibels(found, wanted), (found-wanted).abs().max())
         if name in NEAR:
             assert decibels(found, wanted) > NEAR[name]
         else:
@@ -123,19 +122,19 @@ def test_lora_on_paged_quantised_layers_acts_as_on_plain_ones(core, files, paged
     told, model = told_of(paged, name), load(core, name)
     patched = importlib.import_module("comfy.sd").load_lora_for_models(model, None, files[1], 1.0, 0.0)[0]
     wanted = ksampler(core, patched, paged["prompts"], small, 2)
-    print(name, decibels(told["lora"], wanted), decibels(told["lora"], told["sample"]))
     assert decibels(told["lora"], wanted) > 25 + decibels(told["lora"], told["sample"])
     assert torch.equal(told["without"], told["sample"])
 
 
 @pytest.mark.parametrize("name", ["folded", "folded8"])
 def test_folded_layers_are_moved_whole_and_counted_whole(core, paged, name):
-    told = told_of(paged, name)
+    told, plain = told_of(paged, name), load(core, name)
     assert told["dynamic"]
     assert told["wrong"] == []
-    own = core.module("nodes.adapters.conditioner").conditioner_of(load(core, name))
-    assert told["loaded"] == told["size"]
-    print(told["size"] + own.model_size() - sum(told["bytes"].values()))
+    assert told["loaded"] == told["size"] == plain.model_size()
+    own = core.module("nodes.adapters.conditioner").conditioner_of(plain)
+    # Beside what is read there are buffers of folded layers and core's table of noise levels.
+    assert 0 < plain.model_size() + own.model_size() - sum(told["bytes"].values()) < 2**14
 
 
 @pytest.mark.parametrize("form", [*FORMATS, "own8"])
@@ -146,7 +145,6 @@ def test_paged_text_encoder_is_found_in_its_files_and_encodes_like_the_plain_one
     names = {"text_encoder_name": f"paged_text_{form}.safetensors", "projection_name": KEYFRAMES}
     clip = core.run("FusionFramesLoadTextEncoder", **names)[0]
     wanted = core.nodes.NODE_CLASS_MAPPINGS["CLIPTextEncode"]().encode(clip, "a large red circle")[0][0][0]
-    print(form, decibels(told["context"], wanted))
     assert decibels(told["context"], wanted) > NEAR_TEXT[form]
     assert torch.equal(told["again"], told["context"])
 

@@ -25,7 +25,18 @@ def start(pack: str, base: Path) -> dict:
     importlib.import_module("comfy.options").enable_args_parsing()
     importlib.import_module("comfy.memory_management").aimdo_enabled = True
     patchers = importlib.import_module("comfy.model_patcher")
+
+    def load(patcher: object, *args: object, **kwargs: object) -> None:
+        # Core's pager adds patches of larger layers as it brings them, which on a CPU it does not.
+        patchers.ModelPatcherDynamic.load(patcher, *args, **kwargs)
+        for module in patcher.model.modules():
+            for name in ("weight", "bias"):
+                patch = getattr(module, f"{name}_lowvram_function", None)
+                if patch is not None:
+                    getattr(module, f"{name}_function").append(patch)
+
     changes = {
+        "load": load,
         # On a CPU device core's class would return its plain sibling.
         "__new__": lambda cls, *_, **__: object.__new__(cls),
         # Core's frees the pager's own memory first, of which a CPU has none, and refuses one.
