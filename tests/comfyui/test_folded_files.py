@@ -136,11 +136,9 @@ def test_clips_of_release_1_1_and_of_the_baseline_are_those_of_folding_at_load(c
         for chain in (keyframes, ksampler)
     )
     known = {"samples": tiny.draw(1, 4, 3, 8, 8)}
+    filled = {"latent": known, "seed": 1, "steps": 2, "positive": prompts[0]}
     gaps, masked = (
-        [
-            core.run("FusionFramesInterpolate", model=m, latent=known, seed=1, steps=2, positive=prompts[0])[0]["samples"]
-            for m in at_load_and_filed[stage]
-        ]
+        [core.run("FusionFramesInterpolate", model=m, **filled)[0]["samples"] for m in at_load_and_filed[stage]]
         for stage in ("interpolation", "masked")
     )
     for found, expected in (stills, samples, gaps, masked):

@@ -40,7 +40,7 @@ def start(pack: str, base: Path) -> dict:
         # On a CPU device core's class would return its plain sibling.
         "__new__": lambda cls, *_, **__: object.__new__(cls),
         # Core's frees the pager's own memory first, of which a CPU has none, and refuses one.
-        "partially_unload": lambda patcher, *_, **__: patcher.restore_loaded_backups(),
+        "partially_unload": give_back,
     }
     patchers.CoreModelPatcher = type("Paging", (patchers.ModelPatcherDynamic,), changes)
     importlib.import_module("utils.install_util")
@@ -52,6 +52,21 @@ def start(pack: str, base: Path) -> dict:
     )  # fmt: skip
     asyncio.run(nodes.load_custom_node(pack))
     return nodes.NODE_CLASS_MAPPINGS
+
+
+def give_back(patcher: object, *_: object, **__: object) -> int:
+    """Put the file's tensors back in the place of what was loaded; returns the bytes that this frees."""
+    if hasattr(patcher, "restore_loaded_backups"):
+        return patcher.restore_loaded_backups()
+    # Core 0.18 has it inside of what refuses a CPU.
+    utils, model = importlib.import_module("comfy.utils"), patcher.model
+    while patcher.backup:
+        key, kept = patcher.backup.popitem()
+        utils.set_attr_param(model, key, kept.weight)
+    while patcher.backup_buffers:
+        utils.set_attr_buffer(model, *patcher.backup_buffers.popitem())
+    freed, model.model_loaded_weight_memory = model.model_loaded_weight_memory, 0
+    return freed
 
 
 def run(classes: dict, node: str, **inputs: object) -> tuple:
