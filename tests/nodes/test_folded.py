@@ -9,6 +9,7 @@ import torch
 from support.no_core import adapter
 from support.tiny import KEYFRAME_V10, unet
 
+from fusionframes.ff_kernels.checkpoints import folding
 from fusionframes.ff_kernels.checkpoints.folding import Target, fold
 from fusionframes.ff_kernels.checkpoints.loading import tensors_of
 from fusionframes.ff_kernels.errors import InputError
@@ -49,8 +50,9 @@ def test_filled_network_has_the_numbers_of_the_command_line_s(network, monkeypat
 
 def test_network_of_a_folded_file_has_the_numbers_of_folding_at_load(network, monkeypatch):
     monkeypatch.setattr(folded, "archive_dtypes", lambda module: None)
+    monkeypatch.setattr(folding, "WINOGRAD_CHANNELS", 16)
     target = Target(torch.device("cpu"), torch.float32)
-    ours, theirs = (KeyframeUNet(network.config, device="meta") for _ in range(2))
+    ours, theirs, rounded = (KeyframeUNet(network.config, device="meta") for _ in range(3))
     filed = tensors_of(fold(copy.deepcopy(network), replace(target, is_portable=True)))
     folded.fill_from_folded(ours, filed, target)
     folded.fill_folded(theirs, network.state_dict(), target)
@@ -58,6 +60,10 @@ def test_network_of_a_folded_file_has_the_numbers_of_folding_at_load(network, mo
     assert tensors_of(ours).keys() == wanted.keys()
     assert all(torch.equal(value, wanted[name]) for name, value in tensors_of(ours).items())
     assert not any(parameter.requires_grad for parameter in ours.parameters())
+    # The command line runs a file of weights in 8 bit with its plain convolutions.
+    folded.fill_from_folded(rounded, filed, target, is_exact=False)
+    assert any(isinstance(module, folding.WinogradConv) for module in ours.modules())
+    assert not any(isinstance(module, folding.WinogradConv) for module in rounded.modules())
 
 
 def test_refusal_says_which_file_or_choice_takes_what_goes_by_name():
