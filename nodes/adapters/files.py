@@ -66,6 +66,7 @@ class Weights:
 
     def for_core(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return what core's layers load: kept weights as they are in the file, loose ones widened to ``dtype``."""
+        # What is widened is in no file, so that core's pager has to keep it in memory.
         return parted(widened(self.tensors, self.loose, dtype), self.kept)
 
     def widened(self, dtype: torch.dtype) -> dict[str, Tensor]:
