@@ -89,6 +89,20 @@ def load_weights(patcher: Any, module: nn.Module, tensors: dict[str, Tensor]) ->
     result = module.load_state_dict(tensors, strict=False, assign=is_dynamic(patcher))
     if result.missing_keys or result.unexpected_keys:
         raise RuntimeError(f"weights do not fit the network: {result.missing_keys[:3]}, {result.unexpected_keys[:3]}")
+    if is_dynamic(patcher):
+        put_back(module, tensors)
+
+
+def put_back(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Give a module the file's own tensors again where core's layers for quantised weights have cast plain ones.
+
+    Core's pager finds them in the file, and casts them when they are used as it does with those of other layers.
+    """
+    for name, parameter in list(module.named_parameters()):
+        filed = tensors.get(name)
+        is_plain = filed is not None and not isinstance(parameter, comfy.quant_ops.QuantizedTensor)
+        if is_plain and parameter.dtype != filed.dtype:
+            comfy.utils.set_attr_param(module, name, filed)
 
 
 def archive_dtypes(module: nn.Module) -> None:
@@ -134,6 +148,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Its pager finds such tensors again in the file. Every quantised layer has a marker, however the file spells it.
     """
+    # The reader of core's pager does not know the dtype in which core saves the scales of mxfp8.
+    known, scales = getattr(comfy.utils, "_TYPES", None), getattr(torch, "float8_e8m0fnu", None)
+    if known is not None and scales is not None:
+        known.setdefault("F8_E8M0", scales)
     tensors, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
     prefix = next((name.removesuffix("scaled_fp8") for name in tensors if name.endswith("scaled_fp8")), "")
     tensors, metadata = comfy.utils.convert_old_quants(tensors, prefix, metadata)

@@ -45,8 +45,8 @@ class LoadModel(io.ComfyNode):
                     default=AS_RELEASED,
                     optional=True,
                     tooltip="folded: linear layers behind each other become one, the same function with less work; "
-                    "takes no LoRA and no merging. as released: takes both. Saving writes the released weights "
-                    "either way.",
+                    "takes no LoRA and no merging. as released: takes both. A file of folded layers is folded either "
+                    "way. Saving writes the weights of the file.",
                 ),
             ],
             outputs=[

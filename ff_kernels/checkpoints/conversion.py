@@ -33,6 +33,8 @@ from .reading import (
 )
 
 SLICE_BYTES = 32 * 2**20
+# Where tensors lie in a file, in bytes: a processor sums weights mapped from other places in another order.
+ALIGNMENT = 64
 # Linux 5.4 and later; Python's mmap module does not name it.
 MADV_PAGEOUT = 21
 
@@ -166,8 +168,7 @@ def _write(
     # The tied embedding would be stored twice; reading fills the second name in.
     tensors = {key: tensor for key, tensor in tensors.items() if key != TIED_COPY}
     plan = {key: _target_dtype(key, tensor, dtype) for key, tensor in tensors.items()}
-    # Widest first, as safetensors itself writes, so that every tensor lies at a multiple of its item size.
-    tensors = {key: tensors[key] for key in sorted(tensors, key=lambda key: -plan[key].itemsize)}
+    tensors = {key: tensors[key] for key in sorted(tensors, key=lambda key: _place(tensors[key], plan[key]))}
     metadata = {"family": kind.family, "stage": kind.stage, "config": kind.config.to_dict() if kind.config else {}}
     metadata.update({key: note for key, note in notes.items() if note})
     with atomic_path(target) as path, path.open("wb") as file:
@@ -175,6 +176,11 @@ def _write(
         for key, tensor in tensors.items():
             for part in _slices(tensor.made() if isinstance(tensor, _ToRound) else tensor, plan[key]):
                 file.write(part)
+
+
+def _place(tensor: Tensor | _ToRound, dtype: torch.dtype) -> tuple[bool, int]:
+    """Return what sorts tensors: no file has gaps, so odd ones come last, and at multiples of their item sizes."""
+    return tensor.shape.numel() * dtype.itemsize % ALIGNMENT != 0, -dtype.itemsize
 
 
 def _target_dtype(key: str, tensor: Tensor | _ToRound, dtype: torch.dtype | None) -> torch.dtype:
@@ -199,7 +205,7 @@ def _write_header(
         header[key] = {"dtype": _NAMES[plan[key]], "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     file.write(struct.pack("<Q", len(text)) + text)
 
 

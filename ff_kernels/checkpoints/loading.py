@@ -111,7 +111,7 @@ def load_contents(
     if network is not None:
         wide = widened(tensors, contents.scales, dtype or torch.float32)
         wide = _unpacked(wide, contents, contents.packed.keys(), dtype)
-        _fill(network, cast_tensors(wide, device, dtype))
+        fill(network, cast_tensors(wide, device, dtype))
         if parity == "fast":
             use_winograd(network, OWN) if contents.is_folded else fold(network)
     null = extras.get(NULL_KEY)
@@ -137,13 +137,19 @@ def _require_parity(contents: Contents, parity: Parity) -> None:
         require_as_released(contents, "a run of them as released, or training")
 
 
-def _fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give a network without weights its tensors, in the order in memory that folding gives them."""
+def fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network without weights its tensors, in the order in memory that folding gives them.
+
+    Args:
+        network: on the meta device, folded if its file is; buffers of folded layers are filled as well.
+        tensors: all of them, by name and of any dtype.
+    """
     network.requires_grad_(False)
     laid = dict(tensors)
-    for name, parameter in network.named_parameters():
-        if parameter.ndim == 4 and not parameter.is_contiguous():
-            laid[name] = laid[name].contiguous(memory_format=torch.channels_last)
+    for name, like in (*network.named_parameters(), *network.named_buffers()):
+        if not like.is_contiguous():
+            values = torch.empty_strided(like.shape, like.stride(), dtype=laid[name].dtype, device=laid[name].device)
+            laid[name] = values.copy_(laid[name])
     for name in tensors_of(network).keys() - network.state_dict().keys():
         layer, _, buffer = name.rpartition(".")
         setattr(network.get_submodule(layer), buffer, laid.pop(name))
@@ -190,7 +196,7 @@ def load_as_stored(
     by_tensor = {
         id(tensor): None if name in contents.changed else slices.get(name) for name, tensor in contents.tensors.items()
     }
-    _fill(network, tensors)
+    fill(network, tensors)
     for name, layer in packed.items():
         set_rounded(layer, layer.weight.data, contents.scales[f"{name}.weight"])
     # The parameters are kept beside their places: the number of one that has died may be another's.

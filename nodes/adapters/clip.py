@@ -12,7 +12,7 @@ from ...ff_kernels.errors import InputError
 from ...ff_kernels.models.configs import TextConfig
 from ...ff_kernels.models.text_encoder import TextEncoder, TextProjection, project_context
 from ...ff_kernels.stages.tokenizer import MAX_TOKENS, Tokenizer
-from .._compat import ClipTarget, CoreCLIP, manual_cast, mixed_operations, set_factory
+from .._compat import ClipTarget, CoreCLIP, manual_cast, mixed_operations, put_back, set_factory
 from .files import Weights
 from .latent import MARKED
 from .text import mark
@@ -98,7 +98,10 @@ class CoreTextModel(nn.Module):
     def load_sd(self, tensors: dict[str, Tensor]) -> Any:
         """Fill in the weights."""
         assigns = getattr(self, "can_assign_sd", False) or is_stored_only(next(iter(self.dtypes)))
-        return self.load_state_dict(tensors, strict=True, assign=assigns)
+        result = self.load_state_dict(tensors, strict=True, assign=assigns)
+        if assigns:
+            put_back(self, tensors)
+        return result
 
 
 def load_clip(

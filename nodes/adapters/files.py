@@ -43,6 +43,7 @@ class Weights:
         tokenizer: bytes of a SentencePiece model, where the file has one.
         kept: names of the weights that core's layers keep quantised, and the weights.
         loose: those that are quantised in the file and that core has no layer for.
+        is_folded: whether the layers of the file are folded.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Weights:
     tokenizer: bytes | None = None
     kept: dict[str, Packed] = field(default_factory=dict)
     loose: dict[str, Packed] = field(default_factory=dict)
+    is_folded: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,6 +66,7 @@ class Weights:
 
     def for_core(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return what core's layers load: kept weights as they are in the file, loose ones widened to ``dtype``."""
+        # What is widened is in no file, so that core's pager has to keep it in memory.
         return parted(widened(self.tensors, self.loose, dtype), self.kept)
 
     def widened(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -111,14 +114,15 @@ def open_weights(path: Path, stages: Sequence[str], node_input: str) -> Weights:
             f"{node_input} expected {wanted}, got {kind.title} in '{contents.path.name}': open that one with "
             f"{NODE_OF[kind.stage]}"
         )
-    network, tensors, extras = check_contents(contents, kind)
+    network, tensors, extras = check_contents(contents, kind, is_as_released=not contents.is_folded)
     null = extras.get(NULL_KEY)
     null = None if null is None else null.reshape(-1)
     packed = reader.of(tensors)
     layers = {name: network.get_submodule(name.removesuffix(".weight")) for name in packed}
     kept = {name: weight for name, weight in packed.items() if weight.is_kept_by(layers[name])}
     loose = {name: weight for name, weight in packed.items() if name not in kept}
-    return Weights(contents.path, kind, tensors, null, latent_space(contents), contents.tokenizer, kept, loose)
+    space, is_folded = latent_space(contents), contents.is_folded
+    return Weights(contents.path, kind, tensors, null, space, contents.tokenizer, kept, loose, is_folded)
 
 
 def open_projection(path: Path, node_input: str) -> TextProjection:

@@ -1,12 +1,14 @@
 """Folded networks in core's care: saved as released, moved whole, and refusing what goes by the names of weights."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...ff_kernels.checkpoints.folding import Target, fold
+from ...ff_kernels.checkpoints.folding import Target, fold, use_winograd
+from ...ff_kernels.checkpoints.loading import fill
 from ...ff_kernels.errors import InputError
 from .._compat import archive_dtypes, is_dynamic, make_patcher
 
@@ -25,6 +27,24 @@ def fill_folded(network: nn.Module, tensors: dict[str, Tensor], target: Target) 
     network.load_state_dict(tensors, assign=True)
     fold(network, target)
     network.eval().to(dtype=target.dtype)
+    archive_dtypes(network)
+
+
+def fill_from_folded(network: nn.Module, tensors: dict[str, Tensor], target: Target, *, is_exact: bool = True) -> None:
+    """Fill a network that was built without memory with the layers of a folded file, as the command line does.
+
+    Args:
+        network: as for ``fill_folded``.
+        tensors: of the network, widened.
+        target: where and in which dtype it will run.
+        is_exact: whether the file holds no weights in 8 bit; the command line runs those in their plain form.
+    """
+    fold(network, replace(target, is_portable=True))
+    # No slices of the file: core's pager reads those for its own layers only, and these are moved whole.
+    fill(network, tensors)
+    if is_exact:
+        use_winograd(network, target)
+    network.to(dtype=target.dtype)
     archive_dtypes(network)
 
 
@@ -58,16 +78,24 @@ def _whole(base: type) -> type:
     return type(f"Whole{base.__name__}", (WholePatcher, base), {})
 
 
-def refuse_named(*_: Any, **__: Any) -> None:
-    """Refuse what changes or reads weights by their names.
+def refuse_folded(model: Any) -> None:
+    """Refuse what changes or reads weights by their names, of core's model with folded layers.
 
     Raises:
         InputError: always.
     """
+    found, advice = "folded ones", f'choose "{AS_RELEASED}" in FusionFrames Load Model'
+    if getattr(model, "is_filed_folded", False):
+        found, advice = "those of a folded file, which cannot be turned back", "load the file that it was made from"
     raise InputError(
-        "model expected layers as released for a LoRA, merging or another compute dtype, got folded ones: choose "
-        f'"{AS_RELEASED}" in FusionFrames Load Model'
+        f"model expected layers as released for a LoRA, training, merging or another compute dtype, got {found}: "
+        f"{advice}"
     )
+
+
+def refuse_named(patcher: Any, *_: Any, **__: Any) -> None:
+    """Be a patcher's method that refuses; see ``refuse_folded``."""
+    refuse_folded(patcher.model)
 
 
 def refuse_patched(patcher: Any) -> None:
@@ -77,7 +105,7 @@ def refuse_patched(patcher: Any) -> None:
         InputError: if it does.
     """
     if patcher.model.is_folded and (patcher.patches or any(patcher.hook_patches.values())):
-        refuse_named()
+        refuse_folded(patcher.model)
 
 
 class WholePatcher:
@@ -91,13 +119,13 @@ class WholePatcher:
     def set_injections(self, key: str, injections: list[Any]) -> None:
         """Take injections of nodes, but no LoRA that would run beside layers that are gone."""
         if "lora" in key:
-            refuse_named()
+            refuse_folded(self.model)
         super().set_injections(key, injections)
 
     def set_model_compute_dtype(self, dtype: torch.dtype | None) -> None:
         """Take core's choice and the dtype that the layers were folded for, which are the same."""
         if dtype not in (None, self.model.get_dtype()):
-            refuse_named()
+            refuse_folded(self.model)
 
     def load(self, device_to: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Load all layers; a paging patcher does so by itself, as they are not core's."""

@@ -1,6 +1,7 @@
 """The U-Nets as core's MODEL: in every sampler and scheduler, with previews, LoRA and context windows."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from ...ff_kernels.checkpoints.detection import NULL_KEY
 from ...ff_kernels.checkpoints.folding import Target
-from ...ff_kernels.checkpoints.reading import LATENTS_KEY, METADATA_KEY, pack_metadata
+from ...ff_kernels.checkpoints.reading import FOLDED_KEY, LATENTS_KEY, METADATA_KEY, pack_metadata
 from ...ff_kernels.errors import InputError
 from ...ff_kernels.models.configs import UNetConfig, check_sides
 from ...ff_kernels.ops import clip_to_quantile, clip_to_range
@@ -41,7 +42,7 @@ from .clips import clip_numbers
 from .conditioner import KEY, Conditioner, unload_patched, unpatch_other, with_conditioner
 from .files import Weights
 from .first_frame import first_frame_of, numbers_of
-from .folded import fill_folded, make_whole_patcher, size_of
+from .folded import fill_folded, fill_from_folded, make_whole_patcher, refuse_folded, size_of
 from .latent import NO_FIRST_FRAME, VideoLatents
 from .networks import NETWORKS, EngineView
 from .runs import RUN, with_run
@@ -82,18 +83,28 @@ class CoreModel(BaseModel):
         self.network_config: UNetConfig = config.network
         self.null_embedding: Tensor | None = config.null_embedding
         self.latent_space, self.is_folded = config.space, config.custom_operations is torch.nn
+        self.is_filed_folded = config.is_filed_folded
         self.model_sampling = KeyframeSampling(config.network.family)
         # Not registered: it is loaded and evicted apart from the rest.
         conditioner = Conditioner(self.diffusion_model, is_folded=self.is_folded)
         object.__setattr__(self, "conditioner", conditioner)
         object.__setattr__(self.diffusion_model, "conditioner", conditioner)
 
+    def train(self, mode: bool = True) -> "CoreModel":
+        """Switch to training, unless layers are folded: core would find none to train and say so in its own words."""
+        if mode and self.is_folded:
+            refuse_folded(self)
+        return super().train(mode)
+
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return what core saves, with all that our loader wants besides the weights."""
         out = super().state_dict_for_saving(*args, **kwargs)
-        out[METADATA_KEY] = pack_metadata(
-            {"config": self.network_config.to_dict(), LATENTS_KEY: self.latent_space.to_dict()}
-        )
+        notes = {"config": self.network_config.to_dict(), LATENTS_KEY: self.latent_space.to_dict()}
+        if self.is_filed_folded:
+            # Shapes of folded layers do not tell what they are.
+            config = self.network_config
+            notes |= {"family": config.family, "stage": config.stage, FOLDED_KEY: True}
+        out[METADATA_KEY] = pack_metadata(notes)
         if self.null_embedding is not None:
             out[NULL_KEY] = self.null_embedding
         return out
@@ -153,6 +164,7 @@ class CoreConfig(SupportedModel):
         super().__init__({"config": weights.kind.config, "model_channels": lowest_skip(weights.kind.config) // 4})
         self.network: UNetConfig = weights.kind.config
         self.custom_operations = torch.nn if is_folded else None
+        self.is_filed_folded = weights.is_folded
         self.null_embedding = None if weights.null_embedding is None else weights.null_embedding.float()
         self.space = weights.space
         self.latent_format = VideoLatents(self.space)
@@ -195,8 +207,10 @@ def load_model(
         weights: a keyframe, interpolation or masked-frame U-Net.
         dtype: dtype of the weights, None for core's choice.
         is_folded: fold the layers for the device and dtype to compute in; no patch of weights applies to them then.
+            Those of a folded file are so either way.
         disable_dynamic: core's wish for a patcher without paging.
     """
+    is_folded = is_folded or weights.is_folded
     is_mixed = bool(weights.kept) and not is_folded
     stored, cast = pick_unet_dtypes(dtype, weights.parameters, None if is_mixed else weights.dtype)
     patcher = _load_folded(weights, cast or stored) if is_folded else _load_released(weights, stored, cast)
@@ -234,8 +248,11 @@ def _load_folded(weights: Weights, dtype: torch.dtype) -> Any:
     model = config.get_model(None, device="meta")
     own, rest = model.conditioner.part_tensors(weights.widened(dtype))
     target = Target(device, dtype)
-    fill_folded(model.diffusion_model, rest, target)
-    fill_folded(model.conditioner, {f"diffusion_model.{k}": v for k, v in own.items()}, target)
+    fill_each = fill_folded
+    if weights.is_folded:
+        fill_each = partial(fill_from_folded, is_exact=not (weights.kept or weights.loose))
+    fill_each(model.diffusion_model, rest, target)
+    fill_each(model.conditioner, {f"diffusion_model.{k}": v for k, v in own.items()}, target)
     model.diffusion_model.released = weights.as_filed()
     model.device = mm.unet_offload_device()
     return make_whole_patcher(model, device, model.device)

@@ -1,46 +1,17 @@
-"""A process of its own with core's paging patcher switched on, as it is on NVIDIA; arguments: pack, base, result.
+"""The demo in a process of its own with core's paging patcher switched on; arguments: pack, base, result."""
 
-Lazy layers, taking over the file's tensors, sampling and decoding then run on the CPU; paging itself does not.
-"""
-
-import asyncio
 import importlib
-import os
 import sys
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+paging = importlib.import_module("support.paging")
 PACK, BASE, RESULT = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 KEYFRAMES = "fusionframes_demo_keyframes.safetensors"
 GAPS = "fusionframes_demo_interpolation.safetensors"
-
-
-def start() -> dict:
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
-        (BASE / name).mkdir(parents=True)
-    sys.argv = ["core", "--cpu", "--base-directory", str(BASE), "--disable-api-nodes"]
-    control = importlib.import_module("comfy_aimdo.control")
-    if not control.init("cuda"):
-        raise SystemExit("comfy_aimdo could not be initialised")
-    importlib.import_module("comfy.options").enable_args_parsing()
-    importlib.import_module("comfy.memory_management").aimdo_enabled = True
-    patchers = importlib.import_module("comfy.model_patcher")
-    # On a CPU device core's class would return its plain sibling.
-    patchers.CoreModelPatcher = type(
-        "Paging", (patchers.ModelPatcherDynamic,), {"__new__": lambda cls, *_, **__: object.__new__(cls)}
-    )
-    importlib.import_module("utils.install_util")
-    nodes = importlib.import_module("nodes")
-    importlib.import_module("server").PromptServer.instance = SimpleNamespace(
-        node_replace_manager=SimpleNamespace(register=lambda *_: None),
-        send_progress_text=lambda *_: None, send_sync=lambda *_, **__: None,
-        client_id=None, last_node_id=None, last_prompt_id=None,
-    )  # fmt: skip
-    asyncio.run(nodes.load_custom_node(PACK))
-    return nodes.NODE_CLASS_MAPPINGS
 
 
 def decode_narrow(classes: dict, vae: object, video: dict) -> torch.Tensor:
@@ -53,11 +24,8 @@ def decode_narrow(classes: dict, vae: object, video: dict) -> torch.Tensor:
 
 
 def main() -> None:
-    classes = start()
-
-    def run(node: str, **inputs: object) -> tuple:
-        return classes[node].PREPARE_CLASS_CLONE({}).execute(**inputs).args
-
+    classes = paging.start(PACK, BASE)
+    run = partial(paging.run, classes)
     with torch.inference_mode():
         (model,) = run("FusionFramesLoadModel", model_name=KEYFRAMES)
         (gaps,) = run("FusionFramesLoadModel", model_name=GAPS)
@@ -74,9 +42,7 @@ def main() -> None:
         parameters = [pair for network in networks for pair in network.named_parameters()]
         aside = {name: kept.weight for name, kept in clip.patcher.backup.items()}
         parameters += [*{**dict(clip.cond_stage_model.named_parameters()), **aside}.items()]
-        unpaged = [
-            name for name, value in parameters if not hasattr(value.untyped_storage(), "_comfy_tensor_file_slice")
-        ]
+        unpaged = [name for name, value in parameters if paging.slice_of(value) is None]
         assert len(parameters) > 900
         positive, negative = run("FusionFramesTextEncode", clip=clip, prompt="a large red circle", negative_prompt="")
         (latent,) = run("FusionFramesEmptyLatent", width=64, height=64, keyframes=5, preset="64 x 64, demo")

@@ -39,7 +39,9 @@ SURFACE = {
     "comfy.samplers": ["CFGGuider", "KSAMPLER", "calc_cond_batch"],
     "comfy.sd": ["CLIP", "VAE"],
     "comfy.supported_models_base": ["BASE", "ClipTarget"],
-    "comfy.utils": ["ProgressBar", "convert_old_quants", "detect_layer_quantization", "load_torch_file"],
+    "comfy.utils": [
+        "ProgressBar", "convert_old_quants", "detect_layer_quantization", "load_torch_file", "set_attr_param",
+    ],
     "folder_paths": ["add_model_folder_path", "get_filename_list", "get_full_path_or_raise"],
     "latent_preview": ["prepare_callback"],
     "comfy_execution.utils": ["get_executing_context"],

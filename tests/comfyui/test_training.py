@@ -3,11 +3,13 @@
 import importlib
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from fusionframes.ff_kernels.checkpoints.conversion import convert
 from fusionframes.ff_kernels.checkpoints.detection import Kind
 from fusionframes.ff_kernels.checkpoints.lora import write_lora
 from fusionframes.ff_kernels.cli.main import main
@@ -49,10 +51,14 @@ def train(trainer, demo, lesson, **changes):
         return trainer.execute(model=[demo.model], latents=latents, positive=positive, **given).args
 
 
-def test_core_trains_our_model_and_its_loader_finds_every_key(core, demo, trainer, lesson, caplog):
+def need_core_that_trains():
     version = importlib.import_module("comfyui_version").__version__
     if tuple(map(int, version.split(".")[:2])) < (0, 30):
         pytest.skip(f"core {version} hands its training weights made in inference mode, which have no gradients")
+
+
+def test_core_trains_our_model_and_its_loader_finds_every_key(core, demo, trainer, lesson, caplog):
+    need_core_that_trains()
     lora, losses, _ = train(trainer, demo, lesson)
     assert len(losses["loss"]) == STEPS
     assert torch.tensor(losses["loss"]).isfinite().all()
@@ -80,6 +86,23 @@ def test_gradient_of_the_estimate_is_that_of_the_noise_at_every_level(core):
 def test_bypass_mode_is_refused_in_one_sentence(demo, trainer, lesson):
     with pytest.raises(Exception, match=r"got one in bypass mode, which cannot run beside .*: switch bypass off"):
         train(trainer, demo, lesson, bypass_mode=True)
+
+
+@pytest.mark.parametrize("bypass_mode", [False, True])
+@pytest.mark.parametrize("layers", ["as released", "folded"])
+def test_folded_layers_are_refused_in_one_sentence(core, trainer, lesson, layers, bypass_mode):
+    need_core_that_trains()
+    name, words = "fusionframes_demo_keyframes.safetensors", 'folded ones: choose "as released"'
+    if layers == "as released":
+        target = core.base / "models" / "diffusion_models" / "folded_for_training.safetensors"
+        target.parent.mkdir(exist_ok=True)
+        convert(WEIGHTS / "diffusion_models" / name, target, folds=True)
+        core.folder_paths.filename_list_cache.clear()
+        name, words = target.name, "those of a folded file, which cannot be turned back: load the file"
+    with torch.inference_mode():
+        (model,) = core.run("FusionFramesLoadModel", model_name=name, layers=layers)
+    with pytest.raises(core.module("ff_kernels.errors").InputError, match=f"for a LoRA, training, .* got {words}"):
+        train(trainer, SimpleNamespace(model=model), lesson, bypass_mode=bypass_mode)
 
 
 def test_file_of_our_trainer_loads_in_core_with_every_layer(core, demo, tmp_path, caplog):
