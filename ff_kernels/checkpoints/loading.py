@@ -143,8 +143,8 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     network.requires_grad_(False)
     laid = dict(tensors)
     for name, parameter in network.named_parameters():
-        if parameter.ndim == 4 and not parameter.is_contiguous():
-            laid[name] = laid[name].contiguous(memory_format=torch.channels_last)
+        if not parameter.is_contiguous():
+            laid[name] = torch.empty_like(parameter, dtype=laid[name].dtype, device=laid[name].device).copy_(laid[name])
     for name in tensors_of(network).keys() - network.state_dict().keys():
         layer, _, buffer = name.rpartition(".")
         setattr(network.get_submodule(layer), buffer, laid.pop(name))
