@@ -1,10 +1,7 @@
 """Any readable weights file to one safetensors file, a slice at a time, so that memory stays small."""
 
-import ctypes
 import json
-import mmap
 import struct
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from .folding import Target
 from .loading import check_contents, load_as_stored, tensors_of
 from .lora import merge_lora, read_lora
 from .packing import MARKER, marker_of
+from .pages import page_out
 from .reading import (
     FOLDED_KEY,
     LATENTS_KEY,
@@ -35,8 +33,6 @@ from .reading import (
 SLICE_BYTES = 32 * 2**20
 # Where tensors lie in a file, in bytes: a processor sums weights mapped from other places in another order.
 ALIGNMENT = 64
-# Linux 5.4 and later; Python's mmap module does not name it.
-MADV_PAGEOUT = 21
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64",
           torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL", torch.uint8: "U8",
@@ -126,7 +122,7 @@ class _ToRound:
 
     def made(self) -> Tensor:
         data = rounded(self.layer, self.weight, torch.float32).data
-        _release(self.weight)
+        page_out(self.weight)
         return data
 
 
@@ -136,7 +132,7 @@ def _rounded(network: nn.Module, report: Report) -> dict[str, Tensor | _ToRound]
     for name, layer in layers_to_round(network).items():
         weight = layer.weight.detach()
         kept, loss = judged(layer, weight)
-        _release(weight)
+        page_out(weight)
         if kept is None:
             report.left.append(name)
             continue
@@ -217,17 +213,4 @@ def _slices(tensor: Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
     for start in range(0, flat.numel(), step):
         part = flat[start : start + step]
         yield memoryview(part.to(dtype).contiguous().view(torch.uint8).numpy())
-        _release(part)
-
-
-def _release(part: Tensor) -> None:
-    """Page a mapped slice out, else a converted file would end up in memory as a whole.
-
-    The advice never changes contents; where the system does not know it the pages stay until memory is short.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    start = -(-part.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = part.data_ptr() + part.numel() * part.element_size() - start
-    if length > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_PAGEOUT)
+        page_out(part)

@@ -6,7 +6,7 @@ folding comes after loading, and a host has to refuse patches of weights by name
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -81,7 +81,9 @@ OWN = Target()
 
 
 @torch.no_grad()
-def fold(network: nn.Module, target: Target = OWN) -> nn.Module:
+def fold(
+    network: nn.Module, target: Target = OWN, *, done: Callable[[Iterable[Tensor]], None] | None = None
+) -> nn.Module:
     """Fold every pair of linear layers of a U-Net or MoVQ in place and return the network.
 
     Only layers of ``torch.nn`` are folded; those of a host's namespace stay as they are. What is not folded keeps its
@@ -91,9 +93,11 @@ def fold(network: nn.Module, target: Target = OWN) -> nn.Module:
         network: ``KeyframeUNet``, ``InterpolationUNet`` or ``MoVQ`` with its weights loaded.
         target: where and in which dtype the network will run, if its weights are not there yet: layers for processors
             in float32 are slower and less exact anywhere else.
+        done: called with the weights of every part that was folded, which folding does not read again.
     """
     modules = list(network.modules())
     for module in modules:
+        read = list(module.parameters()) if done is not None else []
         if isinstance(module, ConvBlock):
             _fold_block(module, target)
         elif isinstance(module, TemporalSelfAttention):
@@ -104,6 +108,10 @@ def fold(network: nn.Module, target: Target = OWN) -> nn.Module:
             pays = target.pays_with_winograd(module.conv)
             module.doubled = NearestConv(module.conv, target) if pays else _nearest_then_conv(module.conv, target)
             module.conv = nn.Identity()
+        else:
+            continue
+        if done is not None:
+            done(read)
     use_winograd(network, target)
     return network.requires_grad_(False)
 

@@ -17,6 +17,7 @@ from ..ops.rounding import layers_to_round, round_weights, set_rounded
 from .detection import NAMES, NULL_KEY, Kind, detect, places, split_tensors
 from .folding import OWN, Parity, Target, fold, require_parity, use_winograd
 from .packing import widened
+from .pages import LetGo, keep_all
 from .reading import Contents, read_contents, require_as_released
 from .slices import FileSlice, RoundedSlice, slices_beside
 
@@ -168,7 +169,7 @@ def _require_stage(contents: Contents, kind: Kind, stage: str | None) -> None:
 
 
 def load_as_stored(
-    contents: Contents, kind: Kind, *, target: Target, parity: Parity = "strict"
+    contents: Contents, kind: Kind, *, target: Target, parity: Parity = "strict", done: LetGo = keep_all
 ) -> tuple[nn.Module, Callable[[Tensor], FileSlice | RoundedSlice | None]]:
     """Load an opened file whose weights stay in their file until they are put where the network will run.
 
@@ -177,6 +178,7 @@ def load_as_stored(
         kind: what it holds: a network.
         target: where and in which dtype the network will run, for what folding makes anew.
         parity: see ``load``.
+        done: called with weights that folding has read, see ``pages.let_go_of``.
 
     Returns:
         The network, whose weights are mapped as stored or made by folding, and a function from one of its parameters
@@ -207,7 +209,7 @@ def load_as_stored(
             source = RoundedSlice(source, contents.scales[name])
         known[id(value)] = value, contents.packed.get(name, source) if value.is_meta else source
     if parity == "fast" and not contents.scales:
-        use_winograd(network, target) if contents.is_folded else fold(network, target)
+        use_winograd(network, target) if contents.is_folded else fold(network, target, done=done)
     return network, lambda parameter: known.get(id(parameter), (None, None))[1]
 
 

@@ -16,6 +16,7 @@ from ..checkpoints.detection import NULL_KEY, Kind, split_tensors
 from ..checkpoints.folder import ModelFiles
 from ..checkpoints.folding import Parity, Target, require_parity
 from ..checkpoints.loading import Loaded, load_as_stored, load_contents, load_projection
+from ..checkpoints.pages import keep_all, let_go_of
 from ..checkpoints.reading import Contents
 from ..errors import CheckpointError, DeviceError
 from ..ops.rounding import Report, round_weights
@@ -145,6 +146,9 @@ class Networks:
             hold = self._pins.hold if self._pins is not None else None
             running = place(held.network, plan, self.device, held.dtype, source_of=held.source_of, hold=hold)
             held.placed, held.source_of = Placed(held.network, plan, running), None
+            if plan.waiting == "file":
+                contents = self.models.require(stage)[0]
+                let_go_of(contents)(contents.tensors.values())
         held.placed.plan, held.nbytes = plan, plan.resident
         return held.placed
 
@@ -224,11 +228,19 @@ class Networks:
         if stage not in self.loaded:
             contents, kind = self.models.require(stage)
             target = self.target(stage)
-            network, source_of = load_as_stored(contents, kind, target=target, parity=self.parity)
+            done = let_go_of(contents) if self._is_short_of(contents) else keep_all
+            network, source_of = load_as_stored(contents, kind, target=target, parity=self.parity, done=done)
             if self.rounds_file(contents, kind):
                 self.reports[stage] = round_weights(network)
+                done(contents.tensors.values())
             self.loaded[stage] = _Held(kind, network, target.dtype, blocks_of(network, target.dtype), source_of)
         return self.loaded[stage]
+
+    def _is_short_of(self, contents: Contents) -> bool:
+        """Return whether main memory has no room for a whole file."""
+        limits = self.limits()
+        size = sum(tensor.nbytes for tensor in contents.tensors.values())
+        return limits.is_smallest or (limits.ram is not None and size > limits.ram)
 
     def _open_movq(self, stage: str, dtype: torch.dtype) -> _Held:
         self._make_room(stage)

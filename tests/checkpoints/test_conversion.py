@@ -136,7 +136,7 @@ def test_convert_failing_midway_leaves_nothing_behind(tmp_path, monkeypatch, bef
         if len(slices) == 5:
             raise failure
 
-    monkeypatch.setattr(conversion, "_release", fail_at_the_fifth)
+    monkeypatch.setattr(conversion, "page_out", fail_at_the_fifth)
     with pytest.raises(expected, match=message):
         convert(source, target)
     assert len(slices) == 5

@@ -58,19 +58,27 @@ def opened(folder: Path, **options) -> Pipeline:
     return Pipeline(find_models(folder), defaults=DEFAULTS, **options)
 
 
-def test_a_file_gives_the_frames_of_folding_and_rounding_at_load(converted):
+def test_a_file_gives_the_weights_and_frames_of_folding_and_rounding_at_load(converted):
     folder, folds, rounds, reports = converted
     parity = "fast" if folds else "strict"
     at_load = demo_pipeline(rounds=rounds, parity=parity)
     expected = at_load.generate(PROMPT, SETTINGS)
     for budget in (Budget(), Budget(is_smallest=True)):
         pipeline = opened(folder, budget=budget, parity=parity)
-        assert torch.equal(pipeline.generate(PROMPT, SETTINGS).frames, expected.frames)
+        # Where weights begin in memory, libraries of some processors round by.
+        assert (pipeline.generate(PROMPT, SETTINGS).frames - expected.frames).abs().max() < 1e-5
         assert not pipeline.networks.reports
     if rounds:
         assert {stage: vars(report) for stage, report in reports.items()} == {
             stage: vars(report) for stage, report in at_load.networks.reports.items()
         }
+        return
+    for stage in ("keyframe", "interpolation"):
+        made, read = (one.networks.get(stage).network.state_dict() for one in (at_load, opened(folder, parity=parity)))
+        assert made.keys() == read.keys()
+        for name, value in made.items():
+            assert torch.equal(read[name], value), name
+            assert value.ndim < 4 or read[name].stride() == value.stride(), name
 
 
 @pytest.mark.parametrize("stage", ["keyframe", "interpolation"])
