@@ -132,3 +132,11 @@ def test_both_widths_are_planned_for_where_there_is_room(quick):
 def test_a_processor_without_matrix_units_stays_in_float32(pipeline, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     assert plan_run(pipeline, pipeline.resolve(BALANCED))[-1].plan.tries == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_processor_decodes_the_smallest_plan_in_the_dtype_of_the_other_networks(pipeline, dtype):
+    config = pipeline.networks.models.require("movq")[1].config
+    need = needs.decoding_need(config, 5, (64, 64), False)
+    plan = needs.plan_movq(config, need, Budget(is_smallest=True), torch.device("cpu"), dtype)
+    assert plan.dtype is dtype
