@@ -197,7 +197,7 @@ def plan_movq(
                 changes.append(f"chunks of {chunk} frames, which moves the seams between them")
             return MovqPlan(chosen, chunk, not changes, weights, activations, peak, " and ".join(changes), beside)
     raise DeviceError(
-        f"expected a budget of at least {least_of(peak, budget)} on the device for {need.size[1]} x "
+        f"expected a budget of at least {least_of(peak, budget)} on the device for MoVQ at {need.size[1]} x "
         f"{need.size[0]} pixels, got {size_of(budget.given)}: raise it, or ask for a smaller size"
     )
 

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -100,7 +100,7 @@ class Stage:
 
     def expected(self, plan: Plan | MovqPlan) -> Tensor:
         """Return the results with room for everything, of a MoVQ by the dtype and the chunks of a plan."""
-        if not isinstance(plan, MovqPlan) or plan.is_as_released and plan.chunk == self.resident.plan.chunk:
+        if not isinstance(plan, MovqPlan) or (plan.is_as_released and plan.chunk == self.resident.plan.chunk):
             return self.resident.out
         pipeline = self.make(budget=Budget())
         networks = pipeline.networks
@@ -111,13 +111,12 @@ class Stage:
         settings = pipeline.resolve(self.settings)
         height, width = pipeline.latent_size(settings)
         # Half of that is enough for a decoder, whose layers over time are slow in 16 bit on a processor.
-        shrunk = 2 if self.name == "decoding" else 1
+        shrunk = 2 if (self.name, pipeline.release.decoder) == ("decoding", "video_movq") else 1
         return tiny.draw(settings.keyframes, 4, height // shrunk, width // shrunk).to(soroban.NAME)
 
     def _work(self, pipeline: Pipeline) -> Callable[[], Tensor]:
         """Return the stage as a function of nothing, its inputs on the device."""
         settings = pipeline.resolve(self.settings)
-        size = pipeline.latent_size(settings)
         if self.name == "text encoder":
             return lambda: pipeline.encode_text([LONG_PROMPT]).context
         if self.name == "first frame":

@@ -128,9 +128,7 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         # Numbers that leave the device do not share its memory.
         return out.clone() if here and isinstance(out, Tensor) and _shares(out, here) else out
     if told is not None and isinstance(out, Tensor):
-        strangers = [
-            x for x in _leaves((args, kwargs)) if isinstance(x, Tensor) and not isinstance(x, SorobanTensor)
-        ]
+        strangers = [x for x in _leaves((args, kwargs)) if isinstance(x, Tensor) and not isinstance(x, SorobanTensor)]
         out = out.clone() if _shares(out, strangers) else out
     by_held = {id(x.held): x for x in here}
     # What is changed in place stays the tensor that it was.
