@@ -7,8 +7,6 @@ weights, with room for the results beside them; of MoVQ, whose weights all stay,
 import re
 from functools import cache, partial
 from itertools import product
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -34,20 +32,14 @@ QUARTERS = {
     "1.1": ("keyframe", "interpolation", "movq", "video_movq"),
 }
 SHARES = (0.3, 0.5, 0.75, 1.0, 1.2)
-FEWER = (0.3, 0.75, 1.2)
 UNETS = ("keyframes", "interpolation 1", "interpolation 2")
-IN_1_0 = ("text encoder", "keyframes", "interpolation 1", "decoding")
 # Below these shares nothing runs: two blocks are all of the demo's encoder, and 16 bit takes half of MoVQ's weights.
-BELOW = {
-    ("demo", "text encoder"): 1.0, ("1.0", "text encoder"): 0.5, ("1.0", "decoding"): 0.5, ("1.1", "decoding"): 0.5,
-    ("1.1", "first frame"): 0.5,
-}  # fmt: skip
+BELOW = {("demo", "text encoder"): 1.0, ("1.0", "text encoder"): 0.5, ("1.0", "decoding"): 0.5}
 
 
 @cache
 def files(family: str):
-    with TemporaryDirectory() as folder:
-        return quarter.files(family, Path(folder), QUARTERS[family])
+    return quarter.files(family, QUARTERS[family])
 
 
 @cache
@@ -73,11 +65,12 @@ def cells(*parts):
     return [(model, name, share) for model, names, shares in parts for name, share in product(names, shares)]
 
 
+# In 16 bit a processor takes half a minute for the layers over time of MoVQ: release 1.0 stands for both.
 ALL = cells(
-    ("demo", [name for name in STAGES if name != "first frame"], SHARES), ("1.0", IN_1_0, FEWER),
-    ("1.0", ("interpolation 2",), (0.5,)), ("1.1", ("first frame", "keyframes", "interpolation 1"), FEWER),
-    # In 16 bit a processor takes half a minute for its layers over time.
-    ("1.1", ("decoding",), (0.3, 1.2)),
+    ("demo", [name for name in STAGES if name != "first frame"], SHARES),
+    ("1.0", ("text encoder", "keyframes"), (0.3, 0.75, 1.2)), ("1.0", ("interpolation 1", "decoding"), (0.3, 1.2)),
+    ("1.0", ("interpolation 2",), (0.5,)), ("1.1", ("keyframes",), (0.5,)), ("1.1", ("interpolation 1",), (0.3, 1.2)),
+    ("1.1", ("first frame", "decoding"), (1.2,)),
 )  # fmt: skip
 FIT = [cell for cell in ALL if cell[2] >= BELOW.get(cell[:2], 0)]
 TOO_SMALL = [cell for cell in ALL if cell not in FIT]
@@ -119,7 +112,7 @@ def test_the_smallest_budget_of_a_stage_runs(name):
     assert_runs_in_the_named(part, raised.value)
 
 
-@pytest.mark.parametrize(("model", "name"), [("demo", "keyframes"), ("demo", "interpolation 2"), ("1.0", "keyframes")])
+@pytest.mark.parametrize(("model", "name"), [("demo", "keyframes"), ("1.0", "interpolation 1")])
 def test_weights_in_8_bit_stay_under_their_plan(model, name):
     part = stage(model, name, rounds=True)
     for share in (0.75,) if model == "1.0" else (0.75, 1.2):
@@ -151,8 +144,8 @@ def test_a_budget_that_decides_for_branches_in_turn_is_kept(name):
     assert torch.equal(run.out, in_turn.resident.out)
 
 
-@tries(max_examples=12, deadline=None, derandomize=True)
-@given(st.sampled_from(UNETS), st.integers(2, 9), st.floats(0.3, 1.2))
+@tries(max_examples=4, deadline=None, derandomize=True)
+@given(st.sampled_from(UNETS), st.integers(2, 7), st.floats(0.3, 1.2))
 def test_any_number_of_frames_stays_under_its_plan(name, keyframes, share):
     part = stage("demo", name, keyframes=keyframes)
     assert_kept(part, part.budget(share))

@@ -26,8 +26,8 @@ TEXT = configs.TextConfig(vocab_size=160, d_model=1024, d_kv=64, d_ff=4096, num_
 _POOL_VALUES = 4_200_000
 
 
-def files(family: str, folder: Path, stages: Collection[str]) -> ModelFiles:
-    """Return files of some stages of a release, with the tokenizer in ``folder``; the keyframes' hold a projection."""
+def files(family: str, stages: Collection[str]) -> ModelFiles:
+    """Return files of some stages of a release; the keyframes' hold a projection."""
     number = family.replace(".", "")
     config = {
         "keyframe": replace(getattr(configs, f"KEYFRAME_V{number}"), **_UNET),
@@ -37,9 +37,8 @@ def files(family: str, folder: Path, stages: Collection[str]) -> ModelFiles:
         "text_encoder": TEXT,
     }
     kinds = [Kind(stage, getattr(config[stage], "family", ""), config[stage]) for stage in stages]
-    tokenizer = folder / "spiece.model"
-    tokenizer.write_bytes(train_tokenizer())
-    return ModelFiles(folder, family, {kind.stage: (_contents(kind), kind) for kind in kinds}, tokenizer)
+    opened = {kind.stage: (_contents(kind), kind) for kind in kinds}
+    return ModelFiles(Path("quarter"), family, opened, train_tokenizer())
 
 
 def _contents(kind: Kind) -> Contents:
