@@ -112,9 +112,12 @@ def load_contents(
     if network is not None:
         wide = widened(tensors, contents.scales, dtype or torch.float32)
         wide = _unpacked(wide, contents, contents.packed.keys(), dtype)
-        fill(network, cast_tensors(wide, device, dtype))
+        # Folding holds a layer twice: in main memory, so that the device never holds more than it keeps.
+        fill(network, cast_tensors(wide, "cpu" if parity == "fast" else device, dtype))
         if parity == "fast":
-            use_winograd(network, OWN) if contents.is_folded else fold(network)
+            target = Target(torch.device(device), dtype)
+            use_winograd(network, target) if contents.is_folded else fold(network, target)
+            _move(network, device)
     null = extras.get(NULL_KEY)
     return Loaded(
         kind,
@@ -161,6 +164,15 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
     """Return what a file holds of a network; folded layers have buffers beside their parameters."""
     return {**dict(network.named_buffers()), **network.state_dict()}
+
+
+def _move(network: nn.Module, device: str | torch.device) -> None:
+    """Put weights on a device, one at a time and in their order in memory."""
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(parameter.detach().to(device), requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
 
 
 def _require_stage(contents: Contents, kind: Kind, stage: str | None) -> None:

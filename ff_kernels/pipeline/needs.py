@@ -1,18 +1,19 @@
 """What the stages of a run need beside their weights, and in how small a room MoVQ makes frames."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
 
 from ..checkpoints.detection import Kind
-from ..checkpoints.folding import Target
-from ..checkpoints.loading import build_network
+from ..checkpoints.folding import Parity, Target
+from ..checkpoints.loading import bare_network
 from ..errors import DeviceError
 from ..models.configs import MoVQConfig, TextConfig
 from ..runtime.budget import IMAGE_DECODE, VIDEO_DECODE, movq_bytes, step_bytes, text_bytes
 from ..runtime.devices import computes_in, held_itemsize, quick_dtypes
-from ..runtime.plan import Budget, size_of
+from ..runtime.plan import Budget, least_of, size_of
 from ..stages.decoding import frames_at_once
 from ..stages.releases import Release
 from ..stages.tokenizer import MAX_TOKENS
@@ -138,7 +139,22 @@ class MovqPlan:
     tries: tuple[torch.dtype, ...] = ()
 
 
-def plan_movq(config: MoVQConfig, need: MovqNeed, budget: Budget, device: torch.device, dtype: torch.dtype) -> MovqPlan:
+@lru_cache(maxsize=8)
+def movq_values(config: MoVQConfig, parity: Parity, is_folded: bool = False) -> int:
+    """Return the weights of a MoVQ as it is loaded: folding makes those of doublings 16 of 9 times as many.
+
+    Args:
+        config: of the MoVQ.
+        parity: see ``Pipeline``.
+        is_folded: whether the layers of its file are folded.
+    """
+    network = bare_network(Kind("movq", "", config), parity=parity, is_folded=is_folded)
+    return sum(value.numel() for value in network.parameters())
+
+
+def plan_movq(
+    config: MoVQConfig, need: MovqNeed, budget: Budget, device: torch.device, dtype: torch.dtype, values: int
+) -> MovqPlan:
     """Plan a MoVQ: as released where there is room, then in 16 bit, then in smaller chunks.
 
     Where it may compute in 16 bit because that is faster, float32 stays beside that to judge it. Frames that do not
@@ -150,11 +166,11 @@ def plan_movq(config: MoVQConfig, need: MovqNeed, budget: Budget, device: torch.
         budget: what it may use.
         device: where it runs.
         dtype: of the other networks: a processor computes in 16 bit where they do.
+        values: how many weights it has, see ``movq_values``.
 
     Raises:
         DeviceError: if not even one frame in 16 bit fits.
     """
-    count = sum(value.numel() for value in build_network(Kind("movq", "", config), device="meta").parameters())
     full = frames_at_once(need.frames, need.size, need.looks_around)
     released = torch.float32
     narrow = _narrow(device, dtype)
@@ -172,7 +188,7 @@ def plan_movq(config: MoVQConfig, need: MovqNeed, budget: Budget, device: torch.
     tries = quick_dtypes(device) if need.may_narrow and not budget.is_smallest else ()
     tried = [(released, full, tries)] if tries else []
     for chosen, chunk, beside in (*tried, *((*pair, ()) for pair in wanted)):
-        weights = count * (chosen.itemsize + max((half.itemsize for half in beside), default=0))
+        weights = values * (chosen.itemsize + max((half.itemsize for half in beside), default=0))
         activations = movq_bytes(need.per_pixel, chunk, need.size, config.ch, _movq_itemsize(device, chosen))
         peak = weights + activations
         if budget.vram is None or peak <= budget.vram:
@@ -181,8 +197,8 @@ def plan_movq(config: MoVQConfig, need: MovqNeed, budget: Budget, device: torch.
                 changes.append(f"chunks of {chunk} frames, which moves the seams between them")
             return MovqPlan(chosen, chunk, not changes, weights, activations, peak, " and ".join(changes), beside)
     raise DeviceError(
-        f"expected a budget of at least {size_of(peak)} on the device to decode {need.size[1]} x {need.size[0]} "
-        f"pixels, got {size_of(budget.vram)}: raise it, or ask for a smaller size"
+        f"expected a budget of at least {least_of(peak, budget)} on the device for MoVQ at {need.size[1]} x "
+        f"{need.size[0]} pixels, got {size_of(budget.given)}: raise it, or ask for a smaller size"
     )
 
 

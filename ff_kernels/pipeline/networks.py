@@ -26,7 +26,7 @@ from ..runtime.host import KEPT_FREE, Pins, free_ram, pins_for
 from ..runtime.placing import SourceOf, blocks_of, place
 from ..runtime.plan import Blocks, Budget, Plan, plan_network
 from ..stages.narrow import Judged
-from .needs import MovqNeed, MovqPlan, Need, plan_movq
+from .needs import MovqNeed, MovqPlan, Need, movq_values, plan_movq
 
 P = TypeVar("P")
 
@@ -118,7 +118,10 @@ class Networks:
             free = free_ram()
             pinned = self._pins.used if self._pins is not None else 0
             ram = None if free is None else max(0, free + pinned - KEPT_FREE)
-        return replace(self.budget, vram=None if vram is None else without_reserve(vram), ram=ram)
+        if vram is None:
+            return replace(self.budget, ram=ram)
+        room = without_reserve(vram)
+        return replace(self.budget, vram=room, ram=ram, reserve=vram - room)
 
     def placed(self, stage: str, need: Callable[[nn.Module], Need]) -> Placed:
         """Return the network of a stage, its weights where the plan for what it needs wants them.
@@ -152,6 +155,16 @@ class Networks:
         held.placed.plan, held.nbytes = plan, plan.resident
         return held.placed
 
+    def plan_movq(self, stage: str, need: MovqNeed, limits: Budget) -> MovqPlan:
+        """Return the plan for what a MoVQ does in ``limits``; nothing is loaded.
+
+        Raises:
+            DeviceError: if they are below the smallest plan.
+        """
+        contents, kind = self.models.require(stage)
+        values = movq_values(kind.config, self.parity, contents.is_folded)
+        return plan_movq(kind.config, need, limits, self.device, self.dtype, values)
+
     def movq(self, stage: str, need: MovqNeed) -> tuple[nn.Module, MovqPlan]:
         """Return a MoVQ on the device, in the dtype of the plan for what it does.
 
@@ -160,7 +173,7 @@ class Networks:
         """
 
         def plan_in(limits: Budget) -> MovqPlan:
-            return plan_movq(self.models.require(stage)[1].config, need, limits, self.device, self.dtype)
+            return self.plan_movq(stage, need, limits)
 
         plan = self._best(stage, plan_in, lambda plan: plan.is_as_released)
         held = self._open_movq(stage, plan.dtype)

@@ -27,7 +27,6 @@ from .needs import (
     decoding_need,
     interpolation_batch,
     keyframe_batch,
-    plan_movq,
     text_need,
     unet_need,
 )
@@ -157,7 +156,7 @@ def _plan_of(
 ) -> Plan | MovqPlan:
     kind, target = pipeline.models.require(stage)[1], pipeline.networks.target(stage)
     if isinstance(what, MovqNeed):
-        return plan_movq(kind.config, what, limits, pipeline.device, pipeline.dtype)
+        return pipeline.networks.plan_movq(stage, what, limits)
     contents, networks = pipeline.models.require(stage)[0], pipeline.networks
     packed = frozenset(contents.scales)
     rounds = networks.rounds_file(contents, kind)

@@ -56,3 +56,14 @@ def movq_bytes(per_pixel: int, frames: int, size: tuple[int, int], channels: int
 def without_reserve(vram: int) -> int:
     """Return what weights and intermediate results may take of a budget."""
     return vram - min(RESERVE_BYTES, int(vram * RESERVE_SHARE))
+
+
+def with_reserve(room: int) -> int:
+    """Return the smallest budget of which ``without_reserve`` leaves so much."""
+    # The share is the smaller one up to here.
+    if room <= RESERVE_BYTES / RESERVE_SHARE - RESERVE_BYTES:
+        budget = int(room / (1 - RESERVE_SHARE))
+        while without_reserve(budget) < room:
+            budget += 1
+        return budget
+    return room + RESERVE_BYTES

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import DeviceError
+from .budget import with_reserve
 
 # Blocks smaller than this share of the largest one always stay: together they are little, and each costs a turn.
 SMALL_SHARE = 0.15
@@ -19,6 +20,13 @@ Waiting = Literal["device", "memory", "file"]
 def size_of(count: int) -> str:
     """Return bytes as words."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+
+
+def least_of(peak: int, budget: "Budget") -> str:
+    """Return the smallest budget for a plan in words, rounded up, so that asking for what is said is enough."""
+    least = with_reserve(peak) if budget.reserve else peak
+    digit = 10**7 if least >= 1e8 else 10**4
+    return size_of(-(-least // digit) * digit)
 
 
 @dataclass(frozen=True)
@@ -95,11 +103,18 @@ class Budget:
         vram: bytes that the device may be filled with; None where nobody counts: everything stays.
         ram: bytes of main memory for weights that wait; None: enough.
         is_smallest: let as much pass through as can, one branch at a time, straight from the files.
+        reserve: bytes that were taken off ``vram`` already (``without_reserve``), for messages about what was given.
     """
 
     vram: int | None = None
     ram: int | None = None
     is_smallest: bool = False
+    reserve: int = 0
+
+    @property
+    def given(self) -> int:
+        """Bytes of the device as they were given."""
+        return self.vram + self.reserve
 
 
 def plan_network(
@@ -138,8 +153,8 @@ def plan_network(
             waiting: Waiting = "device" if not streamed else "file" if is_short else "memory"
             return Plan(streamed, resident, passing, slots, activations, is_stacked, waiting, peak, widened)
     raise DeviceError(
-        f"expected a budget of at least {size_of(peak)} on the device for this network and size, got "
-        f"{size_of(vram)}: raise it, or ask for a smaller size or fewer frames"
+        f"expected a budget of at least {least_of(peak, budget)} on the device for this network and size, got "
+        f"{size_of(budget.given)}: raise it, or ask for a smaller size or fewer frames"
     )
 
 

@@ -125,7 +125,8 @@ def test_both_widths_are_planned_for_where_there_is_room(quick):
     room = SimpleNamespace(config=pipeline.models.require("movq")[1].config)
     need = needs.decoding_need(room.config, 5, (64, 64), False, may_narrow=True)
     for vram, tries, chunk in ((both.plan.peak, 1, 5), (both.plan.peak - 1, 0, 5), (alone.peak - 1, 0, 4)):
-        plan = needs.plan_movq(room.config, need, Budget(vram), CPU, torch.float32)
+        values = needs.movq_values(room.config, "fast")
+        plan = needs.plan_movq(room.config, need, Budget(vram), CPU, torch.float32, values)
         assert (len(plan.tries), plan.chunk, plan.is_as_released) == (tries, chunk, True)
 
 

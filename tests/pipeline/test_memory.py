@@ -108,7 +108,7 @@ def test_keyframes_take_any_share_of_their_weights(share):
 def test_a_budget_below_the_smallest_is_refused_with_it_before_anything_is_loaded():
     pipeline = demo_pipeline(device=soroban.NAME, budget=Budget(3_000_000))
     settings = pipeline.resolve(SETTINGS)
-    with pytest.raises(DeviceError, match=r"keyframes: expected a budget of at least \d\.\d\d MB .*got 2\.70"):
+    with pytest.raises(DeviceError, match=r"keyframes: expected a budget of at least \d\.\d\d MB .*got 3\.00 MB"):
         plan_run(pipeline, settings)
     assert pipeline.networks.loaded == {}
 

@@ -14,13 +14,12 @@ inside torch.
 """
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import backend_registration
-from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "soroban"
 ABSENT = {torch.float64, torch.complex128}
@@ -115,7 +114,7 @@ class SorobanTensor(Tensor):
 
 
 def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    here = [x for x in tree_leaves((args, kwargs)) if isinstance(x, SorobanTensor)]
+    here = [x for x in _leaves((args, kwargs)) if isinstance(x, SorobanTensor)]
     name = func.name()
     if func.namespace not in _OF_TORCH:
         return _run_foreign(func, name, args, kwargs)
@@ -124,18 +123,16 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     told = kwargs.get("device")
     goes_here = bool(here) if told is None else torch.device(told).type == NAME
     held_kwargs = kwargs if told is None else {**kwargs, "device": torch.device("cpu")}
-    out = func(*tree_map(_held, args), **tree_map(_held, held_kwargs))
+    out = func(*_mapped(_held, args), **_mapped(_held, held_kwargs))
     if not goes_here or name.startswith(_ANSWERS):
         # Numbers that leave the device do not share its memory.
         return out.clone() if here and isinstance(out, Tensor) and _shares(out, here) else out
     if told is not None and isinstance(out, Tensor):
-        strangers = [
-            x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and not isinstance(x, SorobanTensor)
-        ]
+        strangers = [x for x in _leaves((args, kwargs)) if isinstance(x, Tensor) and not isinstance(x, SorobanTensor)]
         out = out.clone() if _shares(out, strangers) else out
     by_held = {id(x.held): x for x in here}
     # What is changed in place stays the tensor that it was.
-    return tree_map(lambda x: by_held[id(x)] if id(x) in by_held else _placed(x), out)
+    return _mapped(lambda x: by_held[id(x)] if id(x) in by_held else _placed(x), out)
 
 
 def _run_foreign(func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -152,9 +149,31 @@ def _has_kernel(name: str) -> bool:
 
 
 def _refuse_strangers(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    for x in tree_leaves((args, kwargs)):
+    for x in _leaves((args, kwargs)):
         if isinstance(x, Tensor) and not isinstance(x, SorobanTensor) and x.ndim:
             raise RuntimeError(f"'{name}' got a tensor {list(x.shape)} on {x.device} beside those on {NAME}")
+
+
+# Torch's own trees know more containers than operations take, and take longer than the operations here.
+def _leaves(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, Mapping):
+        tree = tuple(tree.values())
+    if not isinstance(tree, (tuple, list)):
+        yield tree
+        return
+    for part in tree:
+        if isinstance(part, (tuple, list, Mapping)):
+            yield from _leaves(part)
+        else:
+            yield part
+
+
+def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _mapped(function, value) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return type(tree)([_mapped(function, part) for part in tree])
+    return function(tree)
 
 
 def _held(x: Any) -> Any:
