@@ -136,8 +136,7 @@ def test_a_processor_without_matrix_units_stays_in_float32(pipeline, monkeypatch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_processor_decodes_the_smallest_plan_in_the_dtype_of_the_other_networks(pipeline, dtype):
-    config = pipeline.networks.models.require("movq")[1].config
-    need = needs.decoding_need(config, 5, (64, 64), False)
-    plan = needs.plan_movq(config, need, Budget(is_smallest=True), torch.device("cpu"), dtype)
-    assert plan.dtype is dtype
+def test_a_processor_decodes_the_smallest_plan_in_the_dtype_of_the_other_networks(dtype):
+    networks = demo_pipeline(dtype=dtype).networks
+    need = needs.decoding_need(networks.models.require("movq")[1].config, 5, (64, 64), False)
+    assert networks.plan_movq("movq", need, Budget(is_smallest=True)).dtype is dtype
