@@ -65,8 +65,8 @@ VARIANTS = Budget(
     TrainConfig(steps=300, batch=8, learning_rate=2e-3, warmup=20, weight_decay=0, ema_decay=0.98),
     clips=2000, evaluated=48, watched=6, watched_clips=24,
 )  # fmt: skip
-# Ours with six times these steps, in the time of the baseline, is 3.1 dB above blending at 17 frames and 3.0 at 65, half
-# of it learnt in the second half; with 1200 steps it was below blending.
+# Ours with six times these steps, in the time of the baseline, is 3.1 dB above blending at 17 frames and 3.0 at 65,
+# half of it learnt in the second half; with 1200 steps it was below blending.
 GAPS = Budget(
     TrainConfig(steps=2000, batch=4, learning_rate=2e-3, warmup=50, ema_decay=0.99),
     clips=600, evaluated=8, long_clips=4, watched=6, watched_clips=4,
