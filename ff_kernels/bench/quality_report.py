@@ -122,14 +122,25 @@ def _draw_panel(draw: ImageDraw.ImageDraw, corner: tuple[int, int], key: str, ti
         draw.line([place(0, rows[TRUTH][key]), place(right, rows[TRUTH][key])], fill=_TRUTH, width=3)
         draw.text((right_px - 8, place(0, rows[TRUTH][key])[1] + 4), TRUTH, fill=_TRUTH, font=font, anchor="ra")
     error = key.replace("_px", "_error_px")
+    taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in (place(*dot) for dot in dots.values())]
     for name, (x, y) in dots.items():
         at = place(x, y)
         if error != key and rows[name].get(error):
             draw.line([place(x, y - rows[name][error]), place(x, y + rows[name][error])], fill=_DOT, width=3)
         draw.ellipse([at[0] - 8, at[1] - 8, at[0] + 8, at[1] + 8], fill=_DOT)
         is_right = x > right / 2
-        draw.text((at[0] + (-14 if is_right else 14), at[1] - 14), name, fill=_INK, font=font,
-                  anchor="rm" if is_right else "lm")  # fmt: skip
+        anchor = "rm" if is_right else "lm"
+        # Beside the dot, or where that is taken by the name of a near one, above or below it.
+        spots = [(at[0] + (-14 if is_right else 14), at[1] + down) for down in (-14, 20, -42, 48)]
+        boxes = {spot: draw.textbbox(spot, name, font, anchor) for spot in spots}
+        free = [spot for spot, box in boxes.items() if not any(_meet(box, other) for other in taken)]
+        spot = (free or spots)[0]
+        draw.text(spot, name, fill=_INK, font=font, anchor=anchor)
+        taken.append(boxes[spot])
+
+
+def _meet(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

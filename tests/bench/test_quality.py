@@ -2,6 +2,7 @@ import json
 from dataclasses import asdict
 
 import pytest
+from PIL import ImageDraw
 from support import release
 
 from fusionframes.ff_kernels.bench.quality import (
@@ -110,6 +111,21 @@ def test_results_are_kept_with_their_picture(tmp_path):
     assert read_results(tmp_path / "q.json") == {"rows": ROWS}
     assert plot(ROWS).size == (840, 260)
     assert (tmp_path / "q.png").stat().st_size > 1000
+
+
+def test_names_of_near_dots_do_not_lie_on_each_other(monkeypatch):
+    boxes, draw_text = [], ImageDraw.ImageDraw.text
+
+    def text(draw, at, words, **options):
+        if words in ("fast", "balanced"):
+            boxes.append(draw.textbbox(at, words, font=options["font"], anchor=options["anchor"]))
+        draw_text(draw, at, words, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    seconds = {"fast": 0.9, "balanced": 1.0, "released": 4.0}
+    plot({name: {"seconds": value, "spread_px": 5 + value / 100} for name, value in seconds.items()})
+    one, other = boxes
+    assert one[3] <= other[1] or other[3] <= one[1] or one[2] <= other[0] or other[2] <= one[0]
 
 
 def test_file_that_is_no_result_is_named(tmp_path):
