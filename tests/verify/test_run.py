@@ -1,5 +1,6 @@
 import json
 import shutil
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from fusionframes.ff_kernels.cli.main import main
 from fusionframes.ff_kernels.errors import InputError
 from fusionframes.ff_kernels.models.configs import MoVQConfig
 from fusionframes.ff_kernels.models.movq import MoVQ
-from fusionframes.ff_kernels.verify.cases import fill_weights
+from fusionframes.ff_kernels.runtime.placing import blocks_of, place
+from fusionframes.ff_kernels.runtime.plan import Budget, plan_network
+from fusionframes.ff_kernels.verify.cases import How, fill_weights
 from fusionframes.ff_kernels.verify.run import find_cases, verify, verify_case
 
 CASES = ["text", "v10_interpolation_unet", "v10_keyframe_unet", "v10_movq", "v10_pipeline", "v10_schedule",
@@ -29,6 +32,34 @@ def test_verify_case_reference_is_within_limits(golden, name, parity):
     assert bool(checks) == (parity == "strict" or name not in ("text", "v10_schedule"))
     assert {c.parity for c in checks} <= {parity}
     assert [c for c in checks if not c.passed] == []
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """Networks of cases whose large blocks all pass through two buffers; how many did."""
+    counts, ready = [], How.ready
+    with ExitStack() as stack:
+
+        def placed(how, network, *args):
+            network = ready(how, network, *args)
+            if hasattr(network, "step_blocks"):
+                blocks = blocks_of(network, torch.float32)
+                plan = plan_network(blocks, Budget(is_smallest=True), stacked=0, single=0)
+                stack.enter_context(place(network, plan, torch.device("cpu"), torch.float32))
+                counts.append(len(plan.streamed))
+            return network
+
+        monkeypatch.setattr(How, "ready", placed)
+        yield counts
+
+
+@pytest.mark.parametrize("parity", ["strict", "fast"])
+@pytest.mark.parametrize("name", [name for name in CASES if name.endswith(("_unet", "_pipeline"))])
+def test_references_are_met_with_weights_that_pass_through(golden, streamed, name, parity):
+    checks = verify_case(golden / f"{name}.json", parity)
+    assert [c for c in checks if not c.passed] == []
+    assert streamed
+    assert min(streamed) >= 2
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.endswith(("unet", "movq"))])
