@@ -6,7 +6,7 @@ folding comes after loading, and a host has to refuse patches of weights by name
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -28,6 +28,7 @@ from ..ops import (
     winograd_conv,
     winograd_taps,
 )
+from .pages import LetGo, keep_all
 
 # "strict" keeps every layer as released; "fast" folds. Tables of a run hold what the release's own linear layers give,
 # in the dtype of the weights, so that nothing else is rounded on either path.
@@ -81,9 +82,7 @@ OWN = Target()
 
 
 @torch.no_grad()
-def fold(
-    network: nn.Module, target: Target = OWN, *, done: Callable[[Iterable[Tensor]], None] | None = None
-) -> nn.Module:
+def fold(network: nn.Module, target: Target = OWN, *, done: LetGo = keep_all) -> nn.Module:
     """Fold every pair of linear layers of a U-Net or MoVQ in place and return the network.
 
     Only layers of ``torch.nn`` are folded; those of a host's namespace stay as they are. What is not folded keeps its
@@ -97,7 +96,7 @@ def fold(
     """
     modules = list(network.modules())
     for module in modules:
-        read = list(module.parameters()) if done is not None else []
+        read = list(module.parameters())
         if isinstance(module, ConvBlock):
             _fold_block(module, target)
         elif isinstance(module, TemporalSelfAttention):
@@ -110,8 +109,7 @@ def fold(
             module.conv = nn.Identity()
         else:
             continue
-        if done is not None:
-            done(read)
+        done(read)
     use_winograd(network, target)
     return network.requires_grad_(False)
 
