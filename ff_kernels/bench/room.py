@@ -40,7 +40,8 @@ def both_sides(workload: Workload, device: torch.device) -> int:
 
 def resident(workload: Workload, device: torch.device) -> int:
     """Return the bytes that our side takes alone with all of its weights."""
-    return weights_of(workload) + _tables(workload, device) + need_of(workload, device).stacked
+    need = need_of(workload, device)
+    return weights_of(workload) + need.tables + need.stacked
 
 
 def _tables(workload: Workload, device: torch.device) -> int:
