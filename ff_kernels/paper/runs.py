@@ -28,7 +28,7 @@ from ..pipeline.pipeline import Pipeline
 from ..runtime.devices import name_of
 from ..training.loop import Draw, fingerprint
 from ..training.run_folder import TrainRun
-from . import RESULTS, budgets
+from . import RESULTS
 from .budgets import Budget
 from .watching import Watch
 
@@ -256,8 +256,3 @@ def core_seconds(work: Callable[[], Any]) -> tuple[Any, float]:
 def seeded(seed: int) -> int:
     """Return the seed of the samples of a job: clip i of a batch has that of seed + i."""
     return 1000 * seed
-
-
-def sampling() -> dict[str, object]:
-    """Return how everything is sampled, for the key of a job."""
-    return {"preset": budgets.PRESET}

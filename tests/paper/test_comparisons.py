@@ -300,7 +300,7 @@ def test_sentence_about_decoders_follows_the_numbers():
 @pytest.mark.parametrize("group", plan.GROUPS)
 def test_command_trains_measures_resumes_and_shows_at_a_tiny_share(tmp_path, capsys, group, monkeypatch):
     monkeypatch.setattr(budgets, "TIME_FACTOR", 1)
-    monkeypatch.setattr(budgets, "PRESET", "fast")
+    monkeypatch.setattr(budgets, "SAMPLING", {"preset": "fast"})
     # The fewest that have a second difference over time.
     monkeypatch.setattr(budgets, "DECODER_FRAMES", 3)
     arguments = ["--work", str(tmp_path), "--only", group, "--share", str(TINY), "--seeds", "1"]

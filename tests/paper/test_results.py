@@ -59,7 +59,8 @@ def test_page_says_the_budgets_of_the_package():
     assert f"{budgets.GAPS.evaluated} of 17 frames and {budgets.GAPS.long_clips} of 65" in TEXT
     assert f"{budgets.DECODERS.evaluated} held-out clips of {budgets.DECODER_FRAMES} frames" in TEXT
     assert f"trains ours {budgets.TIME_FACTOR * budgets.GAPS.train.steps} steps" in TEXT
-    assert f"preset `{budgets.PRESET}`" in TEXT
+    said = "`{preset}`, but with {steps} steps of `{solver}` for the keyframes and {interpolation_steps} for the"
+    assert said.format(**budgets.SAMPLING) in TEXT.replace("\n", " ")
 
 
 def test_page_says_the_counted_share():
