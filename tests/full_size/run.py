@@ -8,8 +8,10 @@ test command: a run takes ten minutes or more on two cores, and 12 GB of memory 
 
 import argparse
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,30 +75,46 @@ def memory_of(process: int) -> dict[str, int]:
 
 
 def watch(arguments: Sequence[str | Path]) -> None:
-    """Run a command and print what it took, by what it was saying at the time."""
-    started, most, stage = time.monotonic(), {}, "start"
-    with subprocess.Popen([*PROGRAM, *map(str, arguments)], stderr=subprocess.PIPE) as process:
-        said = process.stderr
+    """Run a command and print what each of its stages took: what it says of their seconds tells when they ran."""
+    started = planned = time.monotonic()
+    taken: list[tuple[float, dict[str, int]]] = []
+    with (
+        tempfile.TemporaryFile() as out,
+        subprocess.Popen([*PROGRAM, *map(str, arguments)], stdout=out, stderr=subprocess.PIPE) as process,
+    ):
+        said, text = process.stderr, ""
         os.set_blocking(said.fileno(), False)
         while process.poll() is None:
-            text = (said.read() or b"").decode(errors="replace")
-            for line in text.replace("\r", "\n").splitlines():
-                title = line.split(":")[0].strip()
-                if title in ("plan", "keyframes", "interpolation 1", "decoding"):
-                    stage = {"plan": "text"}.get(title, title)
-                    print(line if title == "plan" else "", end="\n" if title == "plan" else "", flush=True)
-                elif line.startswith("fusionframes: "):
-                    print(line, flush=True)
-            for name, size in memory_of(process.pid).items():
-                peaks = most.setdefault(stage, {})
-                peaks[name] = max(peaks.get(name, 0), size)
+            had_plan, text = "plan: " in text, text + (said.read() or b"").decode(errors="replace")
+            if "plan: " in text and not had_plan:
+                planned = time.monotonic()
+            taken.append((time.monotonic(), memory_of(process.pid)))
             time.sleep(0.05)
-        rest = (said.read() or b"").decode(errors="replace")
-        print(rest if process.returncode else "", end="")
-    print(f"$ fusionframes {' '.join(map(str, arguments))}: status {process.returncode}, "
+        text += (said.read() or b"").decode(errors="replace")
+        out.seek(0)
+        printed = out.read().decode(errors="replace")
+    for line in text.replace("\r", "\n").splitlines():
+        if process.returncode or line.startswith(("plan: ", "fusionframes: ")):
+            print(line)
+    print(f"{printed}$ fusionframes {' '.join(map(str, arguments))}: status {process.returncode}, "
           f"{time.monotonic() - started:.0f} s")  # fmt: skip
-    for stage, peaks in most.items():
+    for stage, peaks in peaks_by_stage(taken, planned, text + printed).items():
         print(f"    {stage:16} " + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in sorted(peaks.items())))
+
+
+def peaks_by_stage(
+    taken: Sequence[tuple[float, dict[str, int]]], planned: float, printed: str
+) -> dict[str, dict[str, int]]:
+    """The most of each kind of memory per stage of a run; a stage holds the reading and folding of its network."""
+    seconds = re.search(r"^(text \d.*), [\d.]+ s in all", printed, re.MULTILINE)
+    ends, most = [("start", planned)], {}
+    for name, length in re.findall(r"([a-z][a-z \d]*?) ([\d.]+) s", seconds[1] if seconds else ""):
+        ends.append((name, ends[-1][1] + float(length)))
+    for at, memory in taken:
+        stage = next((name for name, end in ends if at < end), ends[-1][0])
+        peaks = most.setdefault(stage, {})
+        peaks |= {name: max(peaks.get(name, 0), size) for name, size in memory.items()}
+    return most
 
 
 def main() -> int:
