@@ -118,7 +118,8 @@ def test_paged_network_samples_like_the_plain_one_also_after_it_gave_all_back(co
         if name in NEAR:
             assert decibels(found, wanted) > NEAR[name]
         else:
-            assert (found - wanted).abs().max() < 1e-5
+            # oneDNN rounds by where a weight begins in memory, and its steps differ between processors.
+            assert (found - wanted).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", [*LARGE, "own8"])
