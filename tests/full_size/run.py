@@ -7,7 +7,6 @@ test command: a run takes ten minutes or more on two cores, and 12 GB of memory 
 """
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -76,29 +75,26 @@ def memory_of(process: int) -> dict[str, int]:
 
 def watch(arguments: Sequence[str | Path]) -> None:
     """Run a command and print what each of its stages took: what it says of their seconds tells when they ran."""
-    started = planned = time.monotonic()
+    started, planned = time.monotonic(), None
     taken: list[tuple[float, dict[str, int]]] = []
-    with (
-        tempfile.TemporaryFile() as out,
-        subprocess.Popen([*PROGRAM, *map(str, arguments)], stdout=out, stderr=subprocess.PIPE) as process,
-    ):
-        said, text = process.stderr, ""
-        os.set_blocking(said.fileno(), False)
-        while process.poll() is None:
-            had_plan, text = "plan: " in text, text + (said.read() or b"").decode(errors="replace")
-            if "plan: " in text and not had_plan:
-                planned = time.monotonic()
-            taken.append((time.monotonic(), memory_of(process.pid)))
-            time.sleep(0.05)
-        text += (said.read() or b"").decode(errors="replace")
-        out.seek(0)
-        printed = out.read().decode(errors="replace")
-    for line in text.replace("\r", "\n").splitlines():
+    with tempfile.TemporaryDirectory() as folder:
+        out, said = Path(folder) / "out", Path(folder) / "said"
+        with (
+            out.open("w") as stdout, said.open("w") as stderr,
+            subprocess.Popen([*PROGRAM, *map(str, arguments)], stdout=stdout, stderr=stderr) as process,
+        ):  # fmt: skip
+            while process.poll() is None:
+                if planned is None and "plan: " in said.read_text(errors="replace"):
+                    planned = time.monotonic()
+                taken.append((time.monotonic(), memory_of(process.pid)))
+                time.sleep(0.05)
+        printed, text = out.read_text(errors="replace"), said.read_text(errors="replace")
+    for line in text.splitlines():
         if process.returncode or line.startswith(("plan: ", "fusionframes: ")):
             print(line)
     print(f"{printed}$ fusionframes {' '.join(map(str, arguments))}: status {process.returncode}, "
           f"{time.monotonic() - started:.0f} s")  # fmt: skip
-    for stage, peaks in peaks_by_stage(taken, planned, text + printed).items():
+    for stage, peaks in peaks_by_stage(taken, planned or started, text + printed).items():
         print(f"    {stage:16} " + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in sorted(peaks.items())))
 
 
