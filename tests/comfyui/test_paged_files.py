@@ -21,6 +21,8 @@ KEYFRAMES, TEXT = "fusionframes_demo_keyframes.safetensors", "fusionframes_demo_
 OWN = {"own8": (False, None, True), "folded": (True, torch.float32, False), "folded8": (True, None, True)}
 # Core rounds quantised layers of up to 16 KB anew when it pages, as the demo's are; the released networks have none.
 LARGE = [f"large_{form}" for form in ("float8_e4m3fn", "mxfp8", "int8_tensorwise")]
+# What rounding does to a few latents where weights lie elsewhere, on a processor with AMX (4.7e-5); the rest has 1e-5.
+ROUNDED = {"large_float8_e4m3fn": 1e-4}
 # Signal to noise of what is paged to what is not, some decibels below what was measured.
 NEAR = {"float8_e4m3fn": 50, "mxfp8": 50, "nvfp4": 12, "int8_tensorwise": 45, "own8": 45}
 NEAR_TEXT = {"float8_e4m3fn": 50, "mxfp8": 50, "nvfp4": 9, "int8_tensorwise": 32, "own8": 32}
@@ -118,8 +120,7 @@ def test_paged_network_samples_like_the_plain_one_also_after_it_gave_all_back(co
         if name in NEAR:
             assert decibels(found, wanted) > NEAR[name]
         else:
-            # oneDNN rounds by where a weight begins in memory, and its steps differ between processors.
-            assert (found - wanted).abs().max() < 1e-4
+            assert (found - wanted).abs().max() < ROUNDED.get(name, 1e-5)
 
 
 @pytest.mark.parametrize("name", [*LARGE, "own8"])
