@@ -66,8 +66,7 @@ class ResnetBlock(nn.Module):
             self.temporal_projection2 = _over_time(layers, outputs, config.temporal_kernel_size)
 
     def _mix(self, x: Tensor, conv: nn.Module, merge: Tensor, frames: int) -> Tensor:
-        merge = merge.to(x)
-        return (1 - merge) * x + merge * _run_over_time(conv, x, frames)
+        return torch.lerp(x, _run_over_time(conv, x, frames), merge.to(x))
 
     def forward(self, x: Tensor, latents: Tensor | None = None, frames: int = 1) -> Tensor:
         """Map ``[N, C, H, W]`` to ``[N, C', H, W]``; ``frames`` is the length of a clip inside N."""

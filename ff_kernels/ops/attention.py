@@ -1,7 +1,6 @@
 """Attention over tokens and over time."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .eager import attention as formulas
@@ -26,7 +25,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
     B, P, C = query.shape
     query, key, value = (t.unflatten(-1, (heads, C // heads)).transpose(1, 2) for t in (query, key, value))
     mask = None if mask is None else mask[:, None, None, :]
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # [B, heads, P, C / heads]
+    out = formulas.softmax_attention(query, key, value, mask)  # [B, heads, P, C / heads]
     return out.transpose(1, 2).reshape(B, P, C)
 
 

@@ -1,11 +1,12 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.compare import assert_as_good_as_formula
 
 from fusionframes.ff_kernels.errors import NoBackendError
-from fusionframes.ff_kernels.ops import attend_over_time
+from fusionframes.ff_kernels.ops import attend, attend_over_time
 from fusionframes.ff_kernels.ops.attention import _attend_over_time
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -66,3 +67,35 @@ def test_attend_over_time_passes_opcheck():
     query, key, value = torch.randn(2, 5, 3, 3 * 32).chunk(3, dim=-1)
     utils = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(_attend_over_time._op, (query, key, value, 2), test_utils=utils)
+
+
+def _gradients(function, tensors, grad):
+    tensors = tuple(t.detach().requires_grad_() for t in tensors)
+    return torch.autograd.grad(function(*tensors), tensors, grad.to(tensors[0].dtype))
+
+
+@torch.enable_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=("bfloat16", "float16"))
+@pytest.mark.parametrize("over_time", [False, True], ids=("positions", "time"))
+def test_gradients_in_16_bits_are_as_exact_as_those_of_torch(over_time, dtype):
+    def ours(query, key, value):
+        if over_time:
+            return attend_over_time(query, key, value, 2)
+        return attend(query[:, 0], key[:, 0], value[:, 0], 2, mask)
+
+    def theirs(query, key, value):
+        query, key, value = (t.unflatten(-1, (2, -1)).movedim(-2, 1) for t in (query, key, value))
+        if over_time:
+            out = F.scaled_dot_product_attention(*(t.transpose(2, 3) for t in (query, key, value))).transpose(2, 3)
+            return out.movedim(1, -2).flatten(-2)
+        out = F.scaled_dot_product_attention(query[:, :, 0], key[:, :, 0], value[:, :, 0], mask[:, None, None])
+        return out.transpose(1, 2).flatten(-2)
+
+    mask = torch.arange(9) < torch.tensor([[9], [5]])
+    tensors = torch.randn(3, 2, 6, 9, 32).to(dtype)
+    grad = torch.randn(2, 6, 9, 32) if over_time else torch.randn(2, 9, 32)
+    exact = _gradients(theirs, tensors.double(), grad.to(dtype).double())
+    for got, formula, wanted in zip(
+        _gradients(ours, tensors, grad), _gradients(theirs, tensors, grad), exact, strict=True
+    ):
+        assert_as_good_as_formula(got.contiguous(), formula.contiguous(), wanted)

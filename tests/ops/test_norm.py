@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from support.compare import assert_as_good_as_formula
 
 from fusionframes.ff_kernels.errors import NoBackendError, ShapeError
-from fusionframes.ff_kernels.ops import group_norm_mod, spatial_norm_act
+from fusionframes.ff_kernels.ops import group_norm_mod, modulate_by_maps, spatial_norm_act
 from fusionframes.ff_kernels.ops.norm import ONE_PASS_POSITIONS, _group_norm_mod, _spatial_norm_act
 from fusionframes.ff_kernels.ops.registry import use_backend
 
@@ -205,3 +205,27 @@ def test_forced_kernel_names_what_it_needs(device, triton_backend):
     x, rows = modulated((2, 16, 3, 4), 2, torch.float64, device)
     with pytest.raises(NoBackendError, match=r"float16, bfloat16 or float32; x is channels-last in memory: take"):
         group_norm_mod(x.contiguous(), rows, 8)
+
+
+@torch.enable_grad()
+@pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
+def test_gradients_of_maps_are_those_of_the_formula(case):
+    samples, maps, _, h, w, up = case
+    x = channels_last(torch.randn(samples, 2, h * up[0], w * up[1]).double()).requires_grad_()
+    gain, bias = (torch.randn(maps, 2, h, w).double().requires_grad_() for _ in range(2))
+    assert torch.autograd.gradcheck(modulate_by_maps, (x, gain, bias))
+    assert torch.autograd.gradcheck(lambda x: modulate_by_maps(x, gain.detach(), bias), (x,))
+
+
+@torch.enable_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=("bfloat16", "float16"))
+def test_gradients_of_maps_in_16_bits_are_sums_of_float32(dtype):
+    x, gain, bias = (torch.randn(2, 16, side, side).to(dtype).requires_grad_() for side in (32, 4, 4))
+    grad = torch.randn(2, 16, 32, 32).to(dtype)
+    got = torch.autograd.grad(modulate_by_maps(x, gain, bias), (x, gain, bias), grad)
+    wide = tuple(t.detach().double().requires_grad_() for t in (x, gain, bias))
+    exact = torch.autograd.grad(modulate_by_maps(*wide), wide, grad.double())
+    for value, wanted in zip(got, exact, strict=True):
+        assert value.dtype is dtype
+        # 64 rounded products are added up; their sum is rounded once, not 64 times.
+        assert (value.double() - wanted).abs().max() <= 2 * torch.finfo(dtype).eps * wanted.abs().max()

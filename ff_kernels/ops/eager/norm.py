@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -62,6 +63,39 @@ def map_of(latents: Tensor, weight: Tensor, offset: Tensor, dtype: torch.dtype) 
 
 def modulate_by_maps(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
     """Return ``x * up(gain) + up(bias)`` for ``x`` ``[N, C, H, W]`` and maps ``[N or 1, C, h, w]``."""
-    h, w = gain.shape[-2:]
-    low, high = (m.to(x.dtype).permute(0, 2, 3, 1)[:, :, None, :, None] for m in (bias, gain))  # [N, h, 1, w, 1, C]
-    return torch.addcmul(low, blocks_of(x, h, w), high).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+    return _ModulateByMaps.apply(x, gain, bias)
+
+
+class _ModulateByMaps(torch.autograd.Function):
+    """Has a backward of its own, in which pooling adds up the blocks (EXACTNESS.md, "Gradients of maps")."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, gain)
+        low, high = (_as_blocks(m.to(x.dtype)) for m in (bias, gain))
+        return _as_maps(torch.addcmul(low, blocks_of(x, *gain.shape[-2:]), high))
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, gain = ctx.saved_tensors
+        wants_x, wants_gain, wants_bias = ctx.needs_input_grad
+        return (
+            _as_maps(blocks_of(grad, *gain.shape[-2:]) * _as_blocks(gain.to(grad.dtype))) if wants_x else None,
+            _sum_of_blocks(grad * x, gain) if wants_gain else None,
+            _sum_of_blocks(grad, gain) if wants_bias else None,
+        )
+
+
+def _as_blocks(maps: Tensor) -> Tensor:
+    return maps.permute(0, 2, 3, 1)[:, :, None, :, None]  # [N or 1, h, 1, w, 1, C]
+
+
+def _as_maps(blocks: Tensor) -> Tensor:
+    return blocks.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+
+def _sum_of_blocks(x: Tensor, maps: Tensor) -> Tensor:
+    """Return ``x`` ``[N, C, H, W]`` added up to the shape of the maps, in their dtype."""
+    sides = [full // small for full, small in zip(x.shape[-2:], maps.shape[-2:], strict=True)]
+    total = F.avg_pool2d(x, sides, divisor_override=1)
+    return (total if len(total) == len(maps) else total.sum(0, keepdim=True)).to(maps.dtype)
