@@ -229,3 +229,30 @@ def test_gradients_of_maps_in_16_bits_are_sums_of_float32(dtype):
         assert value.dtype is dtype
         # 64 rounded products are added up; their sum is rounded once, not 64 times.
         assert (value.double() - wanted).abs().max() <= 2 * torch.finfo(dtype).eps * wanted.abs().max()
+
+
+@torch.enable_grad()
+@pytest.mark.parametrize("cyclic", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_gradients_of_norms_are_those_of_the_formula(rows, cyclic):
+    x = channels_last(torch.randn(4, 6, 3, 2).double()).requires_grad_()
+    rows = torch.randn(rows, 12).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda *args: group_norm_mod(*args, 3, cyclic=cyclic, activate=True), (x, rows))
+    with torch.no_grad():
+        plain = group_norm_mod(x, rows, 3, cyclic=cyclic, activate=True)
+    trained = group_norm_mod(x, rows, 3, cyclic=cyclic, activate=True)
+    torch.testing.assert_close(trained, plain, rtol=0, atol=1e-12)
+    assert trained.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.enable_grad()
+def test_maps_that_want_no_gradient_leave_their_norm_its_own():
+    x = channels_last(torch.randn(4, 6, 3, 2).double())
+    rows = torch.randn(2, 12).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda rows: group_norm_mod(x, rows, 3), (rows,))
+    latents, *rest = (t.double() for t in mapped(4, 4, 6, 3, 2, (1, 1), torch.float32, "cpu")[1:])
+    *convs, weight, offset = rest
+    affine = weight.requires_grad_(), offset.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda *affine: spatial_norm_act(x, latents, convs[:2], convs[2:], affine, 3, activate=True), affine
+    )

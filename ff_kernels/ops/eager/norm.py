@@ -20,9 +20,26 @@ def spread_rows(rows: Tensor, samples: int, cyclic: bool) -> Tensor:
 def group_norm_mod(x: Tensor, rows: Tensor, groups: int, cyclic: bool, activate: bool, eps: float) -> Tensor:
     """Formula of ``ops.group_norm_mod``."""
     dtype = compute_dtype(x.dtype)
-    scale, shift = spread_rows(rows.to(dtype), x.shape[0], cyclic)[:, :, None, None].chunk(2, dim=1)
-    out = torch.addcmul(shift, F.group_norm(x.to(dtype), groups, eps=eps), scale + 1)
+    wide, rows = x.to(dtype), rows.to(dtype)
+    if x.device.type == "cpu" and torch.is_grad_enabled() and not cyclic and len(rows) < len(x):
+        return _finish(_norm_by_runs(wide, rows, groups, eps), x, activate)
+    scale, shift = spread_rows(rows, x.shape[0], cyclic)[:, :, None, None].chunk(2, dim=1)
+    out = torch.addcmul(shift, F.group_norm(wide, groups, eps=eps), scale + 1)
     return _finish(out, x, activate)
+
+
+def _norm_by_runs(x: Tensor, rows: Tensor, groups: int, eps: float) -> Tensor:
+    """Let the norm of neighbours that share a row apply it: its backward gives their gradients in the same passes."""
+    scales, shifts = rows.chunk(2, dim=1)
+    parts = zip(x.chunk(len(rows)), (scales + 1).unbind(), shifts.unbind(), strict=True)
+    return torch.cat([_affine_norm(part, groups, gain, bias, eps) for part, gain, bias in parts])
+
+
+def _affine_norm(x: Tensor, groups: int, weight: Tensor, offset: Tensor, eps: float) -> Tensor:
+    if torch.is_grad_enabled() and not x.requires_grad:
+        # On processors torch 2.13 crashes in the backward of channels-last maps that want no gradient themselves.
+        return torch.addcmul(offset[:, None, None], F.group_norm(x, groups, eps=eps), weight[:, None, None])
+    return F.group_norm(x, groups, weight, offset, eps)
 
 
 def _finish(out: Tensor, x: Tensor, activate: bool) -> Tensor:
@@ -51,7 +68,7 @@ def spatial_norm_act(
 ) -> Tensor:
     """Formula of ``ops.spatial_norm_act``."""
     dtype = compute_dtype(x.dtype)
-    normed = F.group_norm(x.to(dtype), groups, weight.to(dtype), offset.to(dtype), eps)
+    normed = _affine_norm(x.to(dtype), groups, weight.to(dtype), offset.to(dtype), eps)
     maps = (map_of(latents, *conv, dtype) for conv in ((gain, gain_offset), (bias, bias_offset)))
     return _finish(modulate_by_maps(normed, *maps), x, activate)
 
