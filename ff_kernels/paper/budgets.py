@@ -25,6 +25,7 @@ class Budget:
         long_clips: held-out clips of 65 frames (interpolation only).
         watched: points of the training curve; 0 for no curve.
         watched_clips: held-out captions or clips of each point.
+        dtype: name of the dtype of a step's forward and backward; the optimiser's weights stay in float32.
     """
 
     train: TrainConfig
@@ -33,6 +34,7 @@ class Budget:
     long_clips: int = 0
     watched: int = 0
     watched_clips: int = 0
+    dtype: str = "float32"
 
     def scaled(self, share: float) -> "Budget":
         """Return this budget at a share of its steps, clips and held-out clips; at least one of each."""
@@ -73,7 +75,9 @@ GAPS = Budget(
     clips=600, evaluated=8, long_clips=4, watched=6, watched_clips=4,
 )  # fmt: skip
 # With the shipped video decoder's rate of 5e-4 no row had gained after 600 steps; a trial of conv1d at a fifth of it
-# had lost 0.03 dB after 300 steps and gained 0.43 after 1500.
+# had lost 0.03 dB after 300 steps and gained 0.43 after 1500, in float32 and bfloat16 alike. Eight frames are also the
+# fewest of which oneDNN on AMX (torch 2.13) makes finite gradients of 3x3x3 convolutions in bfloat16.
 DECODERS = Budget(
-    TrainConfig(steps=1500, batch=2, learning_rate=1e-4, warmup=50, ema_decay=0.995), clips=0, evaluated=16
-)
+    TrainConfig(steps=1500, batch=2, learning_rate=1e-4, warmup=50, ema_decay=0.995), clips=0, evaluated=16,
+    dtype="bfloat16",
+)  # fmt: skip

@@ -1,7 +1,6 @@
 """The command: does what is missing, job by job, and shows or collects what is there."""
 
 import argparse
-import json
 import os
 import shutil
 import time
@@ -13,7 +12,6 @@ from tqdm import tqdm
 from ..bench.quality_report import RESULTS as QUALITY
 from ..bench.quality_report import read_results, table
 from ..errors import FusionFramesError
-from ..files import atomic_path
 from ..training.interruption import SignalStop
 from . import RESULTS, page
 from .curves import draw_curves
@@ -105,19 +103,7 @@ def collect(run: ExperimentRun) -> None:
         if page.is_ranked(group, done, jobs):
             draw_plots({group: done[group]}, RESULTS)
             draw_curves({group: done[group]}, RESULTS)
-    drop_old(done, jobs)
     page.write(done, jobs)
-
-
-def drop_old(done: dict, jobs: Sequence) -> None:
-    """Drop the old numbers of tables that have a complete seed of new ones."""
-    old = page.load_old()
-    left = {group: old[group] for group in old if not page.is_ranked(group, done, jobs)}
-    if left != old and left:
-        with atomic_path(page.OLD) as path:
-            path.write_text(json.dumps(left, indent=1) + "\n", encoding="ascii")
-    elif not left:
-        page.OLD.unlink(missing_ok=True)
 
 
 def lower_priority() -> None:

@@ -1,9 +1,7 @@
 """The page: what stands between its marks follows from the kept numbers, so that a run more is one command more."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ..bench.quality_report import RESULTS as QUALITY
 from ..bench.quality_report import read_results, table
@@ -15,8 +13,6 @@ from .tables import MAKERS, Records
 from .verdicts import VERDICTS, presets_verdict
 
 PAGE = RESULTS.parent / "README.md"
-# Numbers of budgets that were too small to tell anything; each table goes when a complete seed of new ones is there.
-OLD = RESULTS / "old.json"
 PRESETS = "presets"
 
 
@@ -33,9 +29,6 @@ def section(group: str, done: Mapping[str, Records], jobs: Sequence[Job]) -> lis
         lines += [f"![{group}: a bar per row, a dot per seed, a line for the spread](results/{group}.png)", ""]
     if ranked and group in CURVES:
         lines += [f"![{group}: {CURVES[group][1]}, while training](results/{group}-curves.png)", ""]
-    old = load_old()
-    if group in old and not ranked:
-        lines += old_table(group, old[group])
     return lines[:-1]
 
 
@@ -58,27 +51,6 @@ def is_ranked(group: str, done: Mapping[str, Records], jobs: Sequence[Job]) -> b
 
 def _is_whole(seed: int, records: Records, wanted: Sequence[Job]) -> bool:
     return all(str(job.seed) in records.get(job.name, {}) for job in wanted if job.seed in (0, seed))
-
-
-def load_old() -> dict[str, Any]:
-    """Return the old numbers that are still shown."""
-    return json.loads(OLD.read_text(encoding="ascii")) if OLD.exists() else {}
-
-
-def old_table(group: str, kept: Mapping[str, Any]) -> list[str]:
-    """Return the lines of a table of old numbers, which says that it is old."""
-    train = kept["settings"]["budget"]["train"]
-    records = {
-        name: {seed: {"numbers": numbers, "key": {}} for seed, numbers in seeds.items()}
-        for name, seeds in kept["rows"].items()
-    }
-    return [
-        f"Old numbers, of {train['steps']} steps of {train['batch']} clips, with older demo weights; too few to rank "
-        "anything, and shown until the first seed above is complete:",
-        "",
-        *MAKERS[group](records),
-        "",
-    ]
 
 
 def presets_section() -> list[str]:

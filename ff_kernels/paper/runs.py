@@ -25,7 +25,7 @@ from ..demo.model import DEFAULTS
 from ..demo.world.scenes import KEYFRAMES, frame_times
 from ..files import atomic_path
 from ..pipeline.pipeline import Pipeline
-from ..runtime.devices import name_of
+from ..runtime.devices import DTYPES, name_of
 from ..training.loop import Draw, fingerprint
 from ..training.run_folder import TrainRun
 from . import RESULTS
@@ -138,7 +138,7 @@ class ExperimentRun:
             OutOfTimeError: if it was left again.
         """
         training = job.training
-        run = TrainRun(self.folder / job.group, CPU, torch.float32, seed=job.seed)
+        run = TrainRun(self.folder / job.group, CPU, DTYPES[training.budget.dtype], seed=job.seed)
         exact = {name: value for name, value in job.key.items() if name != "start"}
         digest = hashlib.sha256(json.dumps(exact, sort_keys=True).encode()).hexdigest()[:8]
         stage = f"{job.stem}-{digest}"

@@ -92,7 +92,7 @@ def decoders_verdict(records: Records) -> str:
     gain = f"{means[best] - image:+.2f} dB"
     goal = "" if means[best] - image >= DECODER_GOAL_DB else f", short of the {DECODER_GOAL_DB:g} dB that were meant"
     text = f"The best, {best}, is {gain} from the image decoder{goal}"
-    if len(psnr[best]) < 2:
+    if min(len(values) for values in psnr.values()) < 2:
         return f"{text}; one seed has no spread, so nothing ranks yet."
     above = [name for name, values in psnr.items() if beyond(values, image) > 0]
     level = [name for name, values in psnr.items() if differs(psnr[best], values) == 0 and name != best]
