@@ -1,17 +1,16 @@
 """Attention: torch's own kernel, in the precision that it is fast in."""
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .norm import compute_dtype
+from .norm import compute_dtype, is_trained_on_cpu
 
 
 def softmax_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return ``softmax(q k^T / sqrt(d)) v`` of ``[..., P, d]`` and ``[..., L, d]``; a mask fits ``[..., P, L]``."""
     dtype = query.dtype
-    if query.device.type == "cpu" and torch.is_grad_enabled() and query.requires_grad:
+    if is_trained_on_cpu(query):
         # Torch's gradient takes four times as long here in 16 bit (EXACTNESS.md, "Gradients of attention").
         query, key, value = (t.to(compute_dtype(dtype)) for t in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).to(dtype)

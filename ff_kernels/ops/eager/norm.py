@@ -11,6 +11,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def is_trained_on_cpu(x: Tensor) -> bool:
+    """Whether a gradient of ``x`` is wanted on a processor, whose backward torch has faster in another form."""
+    return x.device.type == "cpu" and torch.is_grad_enabled() and x.requires_grad
+
+
 def spread_rows(rows: Tensor, samples: int, cyclic: bool) -> Tensor:
     """Return one row per sample, ``[N, K]`` of ``[R, K]``: neighbours share a row, or rows repeat in turn."""
     share = samples // rows.shape[0]
@@ -21,7 +26,7 @@ def group_norm_mod(x: Tensor, rows: Tensor, groups: int, cyclic: bool, activate:
     """Formula of ``ops.group_norm_mod``."""
     dtype = compute_dtype(x.dtype)
     wide, rows = x.to(dtype), rows.to(dtype)
-    if x.device.type == "cpu" and torch.is_grad_enabled() and not cyclic and len(rows) < len(x):
+    if is_trained_on_cpu(x) and not cyclic and len(rows) < len(x):
         return _finish(_norm_by_runs(wide, rows, groups, eps), x, activate)
     scale, shift = spread_rows(rows, x.shape[0], cyclic)[:, :, None, None].chunk(2, dim=1)
     out = torch.addcmul(shift, F.group_norm(wide, groups, eps=eps), scale + 1)
@@ -32,7 +37,7 @@ def _norm_by_runs(x: Tensor, rows: Tensor, groups: int, eps: float) -> Tensor:
     """Let the norm of neighbours that share a row apply it: its backward gives their gradients in the same passes."""
     scales, shifts = rows.chunk(2, dim=1)
     parts = zip(x.chunk(len(rows)), (scales + 1).unbind(), shifts.unbind(), strict=True)
-    return torch.cat([_affine_norm(part, groups, gain, bias, eps) for part, gain, bias in parts])
+    return torch.cat([F.group_norm(part, groups, gain, bias, eps) for part, gain, bias in parts])
 
 
 def _affine_norm(x: Tensor, groups: int, weight: Tensor, offset: Tensor, eps: float) -> Tensor:
