@@ -12,7 +12,7 @@ from ..metrics.plots import tick_labels, ticks
 from . import decoders, gaps, variants
 from .tables import Records, values_of
 
-_NAME_PX, _PANEL_PX, _GAP_PX, _ROW_PX, _HEAD_PX, _FOOT_PX = 150, 220, 22, 24, 28, 24
+_NAME_PX, _PANEL_PX, _GAP_PX, _ROW_PX, _HEAD_PX, _FOOT_PX = 150, 220, 40, 24, 28, 24
 _TEXT_PX, _DOT_PX, _TICKS = 12, 2.2, 4
 # Drawn larger and reduced, as Pillow's lines have no soft edges of their own.
 SCALE = 2
@@ -49,9 +49,13 @@ def draw_plots(done: Mapping[str, Records], folder: Path) -> list[Path]:
     for group, panels in PANELS.items():
         if group in done:
             paths.append(folder / f"{group}.png")
-            shown = {name: done[group][name] for name in ORDER[group] if name in done[group]}
+            shown = {name: done[group][name] for name in ORDER[group] if _is_drawn(done[group], name, panels)}
             write_image(plot_rows(shown, panels), paths[-1])
     return paths
+
+
+def _is_drawn(records: Records, name: str, panels: Sequence[tuple[str, str, float]]) -> bool:
+    return name in records and any(values_of(records, name, key) for key, *_ in panels)
 
 
 def plot_rows(records: Records, panels: Sequence[tuple[str, str, float]]) -> Image.Image:
