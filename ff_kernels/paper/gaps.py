@@ -63,7 +63,7 @@ def jobs(run: ExperimentRun) -> list[Job]:
     """Return the jobs: blending and the shipped interpolation as they are, every network under every seed."""
     budget = budgets.GAPS.scaled(run.share)
     counts = {MEDIUM_FRAMES: budget.evaluated, FULL_FRAMES: budget.long_clips}
-    settings = {**budgets.SAMPLING, "evaluated": {str(frames): count for frames, count in counts.items()}}
+    settings = {**budgets.GAP_SAMPLING, "evaluated": {str(frames): count for frames, count in counts.items()}}
     out = [
         Job(GROUP, TRUTH, 0, lambda _: _measure_truth(counts), settings),
         Job(GROUP, BLENDING, 0, lambda _: _measure_blending(counts), settings),
@@ -114,7 +114,7 @@ def measure(pipeline: Pipeline, counts: Mapping[int, int], seed: int = 0) -> Num
     Returns:
         For every length PSNR (dB), SSIM, MSE, warping error and the processor seconds of a clip, decoding included.
     """
-    settings = Settings(fps="low", seed=seeded(seed), **budgets.SAMPLING)
+    settings = Settings(fps="low", seed=seeded(seed), **budgets.GAP_SAMPLING)
     numbers: Numbers = {}
     for frames, count in counts.items():
         clips = true_clips(count, frames, seed=5)

@@ -72,7 +72,7 @@ def _shipped_keyframes() -> Loaded:
 def jobs(run: ExperimentRun) -> list[Job]:
     """Return the jobs: true clips, the shipped weights as they are, and every variant under every seed."""
     budget = budgets.VARIANTS.scaled(run.share)
-    settings = {**budgets.SAMPLING, "evaluated": budget.evaluated}
+    settings = {**budgets.KEYFRAME_SAMPLING, "evaluated": budget.evaluated}
     out = [
         Job(GROUP, TRUTH, 0, lambda _: mean_of(map(_steadiness, true_keyframes(budget.evaluated))), settings),
         Job(GROUP, SHIPPED, 0, lambda _: measure(demo_pipeline(), budget.evaluated), settings),
@@ -124,7 +124,7 @@ def _measure_trained(run: ExperimentRun, name: str, seed: int, objective: Keyfra
 
 def measure(pipeline: Pipeline, captions: int, seed: int = 0) -> Numbers:
     """Return the share of right answers per attribute and the temporal consistency for held-out captions."""
-    settings = Settings(fps="low", seed=seeded(seed), **budgets.SAMPLING)
+    settings = Settings(fps="low", seed=seeded(seed), **budgets.KEYFRAME_SAMPLING)
     rows = []
     for scene, frames in sample_clips(pipeline, held_out_scenes(captions, seed=4), settings):
         right = {name: float(value) for name, value in score(scene, measure_scene(frames)).items()}

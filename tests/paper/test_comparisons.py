@@ -258,6 +258,15 @@ def test_bars_start_at_zero_unless_their_ends_would_look_alike():
     assert 39 < low < 40.1 < 40.4 < high
 
 
+def test_a_row_without_a_drawn_number_is_left_out_of_the_picture(tmp_path):
+    drawn = {gaps.BLENDING: {"0": {"numbers": {"PSNR 17": 22.0, "SSIM 17": 0.9}}}}
+    unseen = {gaps.TRUTH: {"0": {"numbers": {"warping 17": 0.1}}}}
+    (path,) = plots.draw_plots({gaps.GROUP: drawn}, tmp_path)
+    before = path.read_bytes()
+    assert plots.draw_plots({gaps.GROUP: drawn | unseen}, tmp_path) == [path]
+    assert path.read_bytes() == before
+
+
 def test_a_difference_inside_of_the_spread_is_none():
     assert verdicts.differs([1.0, 1.2], [2.0, 2.2]) == -1
     assert verdicts.differs([2.0, 2.2], [1.0, 1.2]) == 1
@@ -290,9 +299,14 @@ def test_sentence_about_variants_follows_the_numbers():
 def test_sentence_about_interpolation_follows_the_numbers():
     def said(ours, longer, masked):
         rows = {gaps.OURS: ours, gaps.OURS_EQUAL_TIME: longer, gaps.MASKED: masked, gaps.BLENDING: [27.0]}
-        return verdicts.gaps_verdict(numbers_of("PSNR 65", **rows))
+        records = numbers_of("PSNR 65", **rows)
+        for seeds in records.values():
+            for record in seeds.values():
+                record["numbers"]["PSNR 17"] = record["numbers"]["PSNR 65"] / 2
+        return verdicts.gaps_verdict(records)
 
     assert "ours ahead, agrees." in said([30.0, 30.1], [31.0, 31.1], [28.0, 28.1])
+    assert "+4.2 dB from linear blending (+2.1 dB at 17 frames)" in said([30.0, 30.1], [31.1, 31.3], [28.0, 28.1])
     assert "ours ahead, agrees for equal time." in said([20.0, 20.1], [31.0, 31.1], [28.0, 28.1])
     assert "ours ahead, disagrees." in said([20.0, 20.1], [21.0, 21.1], [28.0, 28.1])
     assert "short of the 3 dB" in said([20.0, 20.1], [21.0, 21.1], [28.0, 28.1])
@@ -315,7 +329,8 @@ def test_sentence_about_decoders_follows_the_numbers():
 @pytest.mark.parametrize("group", plan.GROUPS)
 def test_command_trains_measures_resumes_and_shows_at_a_tiny_share(tmp_path, capsys, group, monkeypatch):
     monkeypatch.setattr(budgets, "TIME_FACTOR", 1)
-    monkeypatch.setattr(budgets, "SAMPLING", {"preset": "fast"})
+    monkeypatch.setattr(budgets, "KEYFRAME_SAMPLING", {"preset": "fast"})
+    monkeypatch.setattr(budgets, "GAP_SAMPLING", {"preset": "fast"})
     # The fewest that have a second difference over time.
     monkeypatch.setattr(budgets, "DECODER_FRAMES", 3)
     # Of fewer than eight frames oneDNN on AMX (torch 2.13) makes no finite gradient of a 3x3x3 convolution in bfloat16.

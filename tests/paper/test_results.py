@@ -58,8 +58,9 @@ def test_page_says_the_budgets_of_the_package():
     assert f"{budgets.DECODERS.evaluated} held-out clips of {budgets.DECODER_FRAMES} frames" in TEXT
     assert f"in {budgets.DECODERS.dtype} with the optimiser's weights in float32" in TEXT
     assert f"trains ours {budgets.TIME_FACTOR * budgets.GAPS.train.steps} steps" in TEXT
-    said = "`{preset}`, but with {steps} steps of `{solver}` for the keyframes and {interpolation_steps} for the"
-    assert said.format(**budgets.SAMPLING) in TEXT.replace("\n", " ")
+    said = "`{preset}`, but with {steps} steps of `{solver}` for the keyframes and {interpolation_steps} of"
+    said += " `{interpolation_solver}` for the interpolation"
+    assert said.format(**(budgets.KEYFRAME_SAMPLING | budgets.GAP_SAMPLING)) in TEXT.replace("\n", " ")
 
 
 def test_page_says_the_counted_share():
