@@ -87,7 +87,7 @@ def gaps_verdict(records: Records) -> str:
 
 
 def decoders_verdict(records: Records) -> str:
-    """Say which decoders are better than the image decoder, and whether the paper's best is the best."""
+    """Say which decoders are better than the image decoder, if the paper's best is the best, and if whole ones are."""
     image = values_of(records, decoders.ROWS[0].name, "PSNR")[0]
     psnr = {row.name: values_of(records, row.name, "PSNR") for row in decoders.ROWS[1:]}
     means = {name: spread(values)[0] for name, values in psnr.items()}
@@ -102,9 +102,27 @@ def decoders_verdict(records: Records) -> str:
     text += f"; {len(above)} of {len(psnr)} rows are above it by more than their spread"
     text += f", and {_names(level)} {'is' if len(level) == 1 else 'are'} no different from the best" if level else ""
     if best == BEST_DECODER and not level:
-        return f"{text}: the paper, whose best it is, agrees."
-    is_open = best == BEST_DECODER or BEST_DECODER in level
-    return f"{text}: the paper, whose best is {BEST_DECODER}, {'is not contradicted' if is_open else 'disagrees'}."
+        paper = "whose best it is, agrees"
+    else:
+        is_open = best == BEST_DECODER or BEST_DECODER in level
+        paper = f"whose best is {BEST_DECODER}, {'is not contradicted' if is_open else 'disagrees'}"
+    return f"{text}: the paper, {paper}; {_whole_verdict(psnr)}."
+
+
+def _whole_verdict(psnr: Mapping[str, Sequence[float]]) -> str:
+    """Say how many decoders are better trained whole than in their temporal layers alone."""
+    rows = decoders.ROWS
+    pairs = [
+        (whole.name, part.name)
+        for part in rows
+        for whole in rows
+        if part.trained == "temporal" and (whole.trained, whole.layers) == ("whole", part.layers)
+    ]
+    better = sum(differs(psnr[whole], psnr[part]) > 0 for whole, part in pairs)
+    return (
+        f"of the rows trained in both ways, {better} of {len(pairs)} are better whole than in their temporal layers "
+        "alone, as all are in the paper"
+    )
 
 
 def presets_verdict(rows: Mapping[str, Mapping[str, float]]) -> str:

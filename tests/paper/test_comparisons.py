@@ -318,12 +318,22 @@ def test_sentence_about_decoders_follows_the_numbers():
         rows = {row.name: others for row in decoders.ROWS[1:]} | {"image": [image], verdicts.BEST_DECODER: best}
         return verdicts.decoders_verdict(numbers_of("PSNR", **rows))
 
-    assert "the paper, whose best it is, agrees." in said([41.0, 41.1], [40.5, 40.6])
+    assert "the paper, whose best it is, agrees;" in said([41.0, 41.1], [40.5, 40.6])
     assert "is not contradicted" in said([40.9, 41.1], [40.8, 41.0])
     assert "disagrees" in said([40.0, 40.1], [40.5, 40.6])
     assert "short of the 0.3 dB" in said([40.0, 40.1], [40.1, 40.2])
     for best, others in (([40.0], [40.5]), ([41.0, 41.1], [40.5]), ([41.0], [40.5, 40.6])):
         assert "one seed has no spread" in said(best, others)
+
+
+def test_sentence_about_decoders_counts_those_that_are_better_trained_whole():
+    def said(**better):
+        rows = {row.name: [41.0, 41.1] for row in decoders.ROWS[1:]} | {"image": [40.0]}
+        return verdicts.decoders_verdict(numbers_of("PSNR", **(rows | better)))
+
+    assert "0 of 2 are better whole" in said()
+    assert "1 of 2 are better whole" in said(conv1d=[42.0, 42.1])
+    assert "2 of 2 are better whole" in said(conv1d=[42.0, 42.1], conv3d=[42.0, 42.1])
 
 
 @pytest.mark.parametrize("group", plan.GROUPS)
