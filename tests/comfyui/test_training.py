@@ -88,6 +88,21 @@ def test_bypass_mode_is_refused_in_one_sentence(demo, trainer, lesson):
         train(trainer, demo, lesson, bypass_mode=True)
 
 
+def test_model_draws_as_before_after_a_lora_in_bypass_mode_was_refused(core, demo, latent):
+    name, _ = write_random_lora(core, "bypassed.safetensors")
+    loader = importlib.import_module("comfy_extras.nodes_lora_debug").LoraLoaderBypassModelOnly()
+    (bypassed,) = loader.load_lora_model_only(demo.model, name, 1.0)
+    text = core.nodes.CLIPTextEncode().encode(demo.clip, "a small blue square moves left on a white background")[0]
+
+    def draw(model):
+        return core.nodes.KSampler().sample(model, 1, 3, 1.0, "ddpm", "normal", text, text, latent, 1.0)[0]["samples"]
+
+    before = draw(demo.model)
+    with pytest.raises(Exception, match="switch bypass off"):
+        draw(bypassed)
+    assert torch.equal(draw(demo.model), before)
+
+
 @pytest.mark.parametrize("bypass_mode", [False, True])
 @pytest.mark.parametrize("layers", ["as released", "folded"])
 def test_folded_layers_are_refused_in_one_sentence(core, trainer, lesson, layers, bypass_mode):
@@ -105,19 +120,12 @@ def test_folded_layers_are_refused_in_one_sentence(core, trainer, lesson, layers
         train(trainer, SimpleNamespace(model=model), lesson, bypass_mode=bypass_mode)
 
 
-def test_file_of_our_trainer_loads_in_core_with_every_layer(core, demo, tmp_path, caplog):
-    unet = KeyframeUNet(recipe.KEYFRAMES, device="meta")
-    layers = lora_layers(unet, "all")
-    factors = {
-        name: (torch.randn(len(module.weight), 2), torch.randn(2, module.weight[0].numel()))
-        for name, module in layers.items()
-    }
-    path = lora_folder(core) / "motion.safetensors"
-    write_lora(path, factors, 0.5, Kind("keyframe", "1.0", recipe.KEYFRAMES), {})
+def test_file_of_our_trainer_loads_in_core_with_every_layer(core, demo, caplog):
+    name, count = write_random_lora(core, "motion.safetensors")
     with caplog.at_level(logging.WARNING):
-        (patched,) = core.nodes.LoraLoaderModelOnly().load_lora_model_only(demo.model, path.name, 1.0)
+        (patched,) = core.nodes.LoraLoaderModelOnly().load_lora_model_only(demo.model, name, 1.0)
     assert "not loaded" not in caplog.text.lower()
-    assert len(patched.patches) == len(layers)
+    assert len(patched.patches) == count
 
 
 def lora_folder(core):
@@ -125,6 +133,16 @@ def lora_folder(core):
     folder.mkdir(parents=True, exist_ok=True)
     core.folder_paths.filename_list_cache.clear()
     return folder
+
+
+def write_random_lora(core, name):
+    layers = lora_layers(KeyframeUNet(recipe.KEYFRAMES, device="meta"), "all")
+    factors = {
+        key: (torch.randn(len(module.weight), 2), torch.randn(2, module.weight[0].numel()))
+        for key, module in layers.items()
+    }
+    write_lora(lora_folder(core) / name, factors, 0.5, Kind("keyframe", "1.0", recipe.KEYFRAMES), {})
+    return name, len(factors)
 
 
 def test_ksampler_draws_with_a_trained_lora_what_it_draws_with_merged_weights(core, demo, latent, tmp_path):
