@@ -80,8 +80,10 @@ GAPS = Budget(
     clips=2000, evaluated=8, long_clips=4, watched=6, watched_clips=4, dtype="bfloat16",
 )  # fmt: skip
 # With the shipped video decoder's rate of 5e-4 no row had gained after 600 steps; a trial of conv1d at a fifth of it
-# had lost 0.03 dB after 300 steps and gained 0.43 after 1500, in float32 and bfloat16 alike. Eight frames are also the
-# fewest of which oneDNN on AMX (torch 2.13) makes finite gradients of 3x3x3 convolutions in bfloat16.
+# had lost 0.03 dB after 300 steps and gained 0.43 after 1500, in float32 and bfloat16 alike. On a Xeon with AMX the
+# first seed came out within 0.02 dB, on another EPYC five rows of the second with the same numbers. Eight
+# frames are also the fewest of which oneDNN on AMX (torch 2.13) makes finite gradients of 3x3x3 convolutions in
+# bfloat16.
 DECODERS = Budget(
     TrainConfig(steps=1500, batch=2, learning_rate=1e-4, warmup=50, ema_decay=0.995), clips=0, evaluated=16,
     dtype="bfloat16",

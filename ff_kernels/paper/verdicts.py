@@ -87,7 +87,7 @@ def gaps_verdict(records: Records) -> str:
 
 
 def decoders_verdict(records: Records) -> str:
-    """Say which decoders are better than the image decoder, if the paper's best is the best, and if whole ones are."""
+    """Say which decoders are above the image decoder, if the paper's best is the best, and if training whole pays."""
     image = values_of(records, decoders.ROWS[0].name, "PSNR")[0]
     psnr = {row.name: values_of(records, row.name, "PSNR") for row in decoders.ROWS[1:]}
     means = {name: spread(values)[0] for name, values in psnr.items()}
@@ -111,13 +111,8 @@ def decoders_verdict(records: Records) -> str:
 
 def _whole_verdict(psnr: Mapping[str, Sequence[float]]) -> str:
     """Say how many decoders are better trained whole than in their temporal layers alone."""
-    rows = decoders.ROWS
-    pairs = [
-        (whole.name, part.name)
-        for part in rows
-        for whole in rows
-        if part.trained == "temporal" and (whole.trained, whole.layers) == ("whole", part.layers)
-    ]
+    wholes = {row.layers: row.name for row in decoders.ROWS if row.trained == "whole"}
+    pairs = [(wholes[row.layers], row.name) for row in decoders.ROWS if row.trained == "temporal"]
     better = sum(differs(psnr[whole], psnr[part]) > 0 for whole, part in pairs)
     return (
         f"of the rows trained in both ways, {better} of {len(pairs)} are better whole than in their temporal layers "

@@ -93,14 +93,10 @@ def test_model_draws_as_before_after_a_lora_in_bypass_mode_was_refused(core, dem
     loader = importlib.import_module("comfy_extras.nodes_lora_debug").LoraLoaderBypassModelOnly()
     (bypassed,) = loader.load_lora_model_only(demo.model, name, 1.0)
     text = core.nodes.CLIPTextEncode().encode(demo.clip, "a small blue square moves left on a white background")[0]
-
-    def draw(model):
-        return core.nodes.KSampler().sample(model, 1, 3, 1.0, "ddpm", "normal", text, text, latent, 1.0)[0]["samples"]
-
-    before = draw(demo.model)
+    before = draw(core, demo.model, text, latent)
     with pytest.raises(Exception, match="switch bypass off"):
-        draw(bypassed)
-    assert torch.equal(draw(demo.model), before)
+        draw(core, bypassed, text, latent)
+    assert torch.equal(draw(core, demo.model, text, latent), before)
 
 
 @pytest.mark.parametrize("bypass_mode", [False, True])
@@ -135,6 +131,10 @@ def lora_folder(core):
     return folder
 
 
+def draw(core, model, text, latent):
+    return core.nodes.KSampler().sample(model, 1, 3, 1.0, "ddpm", "normal", text, text, latent, 1.0)[0]["samples"]
+
+
 def write_random_lora(core, name):
     layers = lora_layers(KeyframeUNet(recipe.KEYFRAMES, device="meta"), "all")
     factors = {
@@ -163,10 +163,7 @@ def test_ksampler_draws_with_a_trained_lora_what_it_draws_with_merged_weights(co
         "merged": core.run("FusionFramesLoadModel", model_name=merged.name)[0],
     }
     text = core.nodes.CLIPTextEncode().encode(demo.clip, "a large red circle zigzags on a black background")[0]
-    drawn = {
-        name: core.nodes.KSampler().sample(model, 1, 3, 1.0, "ddpm", "normal", text, text, latent, 1.0)[0]["samples"]
-        for name, model in models.items()
-    }
+    drawn = {name: draw(core, model, text, latent) for name, model in models.items()}
     assert torch.equal(drawn["off"], drawn["base"])
     moved = (drawn["on"] - drawn["base"]).std()
     assert moved > 0.02

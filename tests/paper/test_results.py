@@ -8,8 +8,20 @@ import pytest
 from fusionframes.ff_kernels.bench.quality_report import RESULTS as QUALITY
 from fusionframes.ff_kernels.bench.quality_report import read_results
 from fusionframes.ff_kernels.models.configs import MIXED_VARIANT
-from fusionframes.ff_kernels.paper import RESULTS, budgets, command, curves, gaps, page, plan, runs, tables, variants
-from fusionframes.ff_kernels.paper.verdicts import presets_verdict
+from fusionframes.ff_kernels.paper import (
+    RESULTS,
+    budgets,
+    command,
+    curves,
+    decoders,
+    gaps,
+    page,
+    plan,
+    runs,
+    tables,
+    variants,
+)
+from fusionframes.ff_kernels.paper.verdicts import BEST_DECODER, presets_verdict
 
 PAGE = page.PAGE.read_text(encoding="utf-8")
 TEXT = " ".join(PAGE.split())
@@ -85,6 +97,13 @@ def test_the_papers_last_variant_is_the_one_that_verdicts_hold_to_be_it():
     # Table 1: the lowest CLIPSIM and the highest FVD.
     assert min(variants.PAPER, key=lambda name: variants.PAPER[name][2]) == MIXED_VARIANT
     assert max(variants.PAPER, key=lambda name: variants.PAPER[name][1]) == MIXED_VARIANT
+
+
+def test_what_the_sentence_about_decoders_says_of_the_paper_is_in_its_table():
+    psnr = {row.name: row.paper[0] for row in decoders.ROWS}
+    assert max(psnr, key=psnr.get) == BEST_DECODER
+    assert psnr["conv1d"] > psnr["conv1d-temporal"]
+    assert psnr["conv3d"] > psnr["conv3d-temporal"]
 
 
 def test_every_table_has_a_maker_and_a_mark():
